@@ -1,0 +1,40 @@
+"""Whole backbones, their caches, and checkpoints in the Hugging Face format."""
+
+from jtok.models.checkpoint import config_from, init, load, save
+from jtok.models.families import FAMILIES, Family, family_of
+from jtok.models.model import (
+    Cache,
+    GenerationConfig,
+    Model,
+    Output,
+    Taps,
+    commit,
+    init_cache,
+    split_layers,
+    stack_layers,
+)
+from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
+
+__all__ = [
+    "FAMILIES",
+    "Cache",
+    "Family",
+    "GenerationConfig",
+    "Info",
+    "Model",
+    "Output",
+    "StepInput",
+    "StepOutput",
+    "Taps",
+    "Target",
+    "commit",
+    "config_from",
+    "family_of",
+    "init",
+    "init_cache",
+    "load",
+    "model_target",
+    "save",
+    "split_layers",
+    "stack_layers",
+]

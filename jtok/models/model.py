@@ -1,0 +1,525 @@
+"""The one model class: parameters, a static description, and a pure forward pass."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jtok import nn
+from jtok.errors import ArgumentError, ArgumentTypeError, check, near
+from jtok.ops.attention import attention, cached_attention, write_rows
+from jtok.ops.sharding import constrain
+
+__all__ = [
+    "Cache",
+    "GenerationConfig",
+    "Model",
+    "Output",
+    "Taps",
+    "commit",
+    "init_cache",
+    "split_layers",
+    "stack_layers",
+]
+
+PyTree = Any
+Edit = Callable[[int | Array, str, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """What `generation_config.json` (or the model's configuration) says of decoding.
+
+    Attributes:
+      eos_token_ids: every id that ends a text.
+      bos_token_id: id that begins a text, or None.
+      pad_token_id: id that fills, or None.
+      source: the JSON text of `generation_config.json`, None where there is no file.
+    """
+
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    source: str | None = None
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "GenerationConfig":
+        """Reads the fields of `generation_config.json`; ids may be one or a list."""
+        eos = fields.get("eos_token_id")
+        ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+        bos = fields.get("bos_token_id")
+        return cls(
+            tuple(int(i) for i in ids),
+            bos[0] if isinstance(bos, list) else bos,
+            fields.get("pad_token_id"),
+        )
+
+    def to_json(self) -> str | None:
+        """The text to save: the file as it was read, or None where there was none."""
+        return self.source
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the committed tokens, one pair of buffers a layer.
+
+    Attributes:
+      layers: per layer `(key, value)`, each `[batch, kv_heads, capacity, head_dim]`;
+        slots at `length` and above hold nothing that is ever read.
+      length: `[batch]` int32 committed tokens.
+      pending: per layer `(key, value)` of the last call's nodes,
+        `[batch, kv_heads, nodes, head_dim]`, until `commit` keeps some; None before.
+    """
+
+    layers: tuple[tuple[jax.Array, jax.Array], ...]
+    length: jax.Array
+    pending: tuple[tuple[jax.Array, jax.Array], ...] | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Slots a row."""
+        return self.layers[0][0].shape[2]
+
+
+@struct.dataclass
+class Output:
+    """What a forward pass returns.
+
+    Attributes:
+      logits: float32 `[batch, seq or 1, vocab]`, or None for `logits="none"`.
+      hidden: `[batch, seq, dim]` after the final norm.
+      taps: site -> `[layers, ...]`, (site, layer) -> that layer's activation.
+      cache: the cache with the new tokens pending, or None.
+    """
+
+    logits: jax.Array | None
+    hidden: jax.Array
+    taps: dict[Any, jax.Array]
+    cache: Cache | None
+
+
+class Taps(NamedTuple):
+    """Which activations to return, and what to replace them by.
+
+    Attributes:
+      read: site names, or (site, layer) pairs; see `jtok.nn.SITES`.
+      edit: `edit(layer, site, x) -> x` of the same shape and dtype, called at every
+        site; `layer` is an int, or a traced int32 where layers are scanned.
+    """
+
+    read: tuple[str | tuple[str, int], ...] = ()
+    edit: Edit | None = None
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Names of the sites that are read."""
+        return frozenset(r if isinstance(r, str) else r[0] for r in self.read)
+
+
+@struct.dataclass
+class Model:
+    """Parameters and what they mean: a frozen pytree that is called on tokens.
+
+    Attributes:
+      params: `embed`, `layers` (a tuple of trees, or one tree stacked on a leading
+        axis), `final_norm` and, unless tied, `unembed`.
+      config: static sizes and choices.
+      vocabulary: the tokenizer, or None.
+      processor: what prepares other inputs than text, or None.
+      generation_config: stop ids and the like, or None.
+    """
+
+    params: PyTree
+    config: nn.DecoderConfig = struct.field(pytree_node=False)
+    vocabulary: Any = struct.field(pytree_node=False, default=None)
+    processor: Any = struct.field(pytree_node=False, default=None)
+    generation_config: GenerationConfig | None = struct.field(
+        pytree_node=False, default=None
+    )
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        positions: Int[Array, "batch seq"] | None = None,
+        mask: Bool[Array, "batch seq"] | Bool[Array, "batch seq seq"] | None = None,
+        bias: Float[Array, " #batch #heads #seq seq"] | None = None,
+        cache: Cache | None = None,
+        taps: Taps | Sequence[Any] | None = None,
+        logits: Literal["none", "last", "all"] | Int[Array, "batch rows"] = "all",
+    ) -> Output:
+        """Runs the model on ids or vectors.
+
+        Args:
+          inputs: `[batch, seq]` integer ids, or `[batch, seq, dim]` vectors in place of
+            token embeddings.
+          positions: `[batch, seq]` int32; None counts from 0, or from the end of the
+            cache.
+          mask: `[batch, seq]` True for real tokens, or `[batch, seq, seq]` True where
+            row may attend to column; None is causal. A two-dimensional mask is causal
+            too.
+          bias: added to the attention scores; not with a cache.
+          cache: committed tokens that every input may see; the new ones stay pending
+            in `Output.cache` until `commit`.
+          taps: `Taps`, or a sequence of what to read.
+          logits: "all" rows, the "last" one, "none", or `[batch, rows]` indices.
+
+        Returns:
+          `Output`.
+
+        Raises:
+          ArgumentError: a wrong rank or shape, or an unknown site.
+          ArgumentTypeError: `inputs` is neither integer nor floating.
+
+        Example:
+          >>> from jtok.testing import tiny_model
+          >>> tiny_model()(jnp.array([[1, 2, 3]]), logits="last").logits.shape
+          (1, 1, 96)
+        """
+        return forward(
+            self.params,
+            self.config,
+            inputs,
+            positions=positions,
+            mask=mask,
+            bias=bias,
+            cache=cache,
+            taps=taps if isinstance(taps, Taps) else Taps(tuple(taps or ())),
+            logits=logits,
+        )
+
+    def unembedding(self) -> tuple[jax.Array, jax.Array | None]:
+        """`[vocab, dim]` rows that hidden states are compared with, and their bias."""
+        return unembedding(self.params)
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters; a tied unembedding counts once."""
+        return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(self.params))
+
+    def target(self) -> Any:
+        """This model as what `jtok.decode.generate` runs, see `jtok.models.Target`."""
+        from jtok.models.target import model_target
+
+        return model_target(self.config)
+
+
+def unembedding(params: PyTree) -> tuple[jax.Array, jax.Array | None]:
+    """The rows `[vocab, dim]` of the unembedding and its bias or None."""
+    if "unembed" in params:
+        return params["unembed"]["kernel"], params["unembed"].get("bias")
+    return params["embed"]["tokens"], None
+
+
+def forward(
+    params: PyTree,
+    config: nn.DecoderConfig,
+    inputs: Any,
+    *,
+    positions: Any = None,
+    mask: Any = None,
+    bias: Any = None,
+    cache: Cache | None = None,
+    taps: Taps | None = None,
+    logits: Any = "all",
+) -> Output:
+    """The forward pass as a function of arrays; `Model.__call__` documents it."""
+    inputs = jnp.asarray(inputs)
+    taps = taps or Taps()
+    _check_inputs(config, inputs, bias, cache, taps)
+    batch, seq = inputs.shape[:2]
+    if positions is None:
+        start = 0 if cache is None else cache.length[:, None]
+        positions = jnp.broadcast_to(start + jnp.arange(seq), (batch, seq))
+    allow = _allow(mask, batch, seq)
+    x = _embed(params, config, inputs, positions)
+    x = constrain(x, "batch", "seq", "embed")
+    layers = params["layers"]
+    run = _unrolled if isinstance(layers, tuple) else _scanned
+    x, pending, read = run(layers, config, x, positions, allow, bias, cache, taps)
+    norm = nn.Norm(config)
+    hidden = norm.apply({"params": params["final_norm"]}, x)
+    out_cache = None if cache is None else cache.replace(pending=pending)
+    return Output(
+        _logits(params, hidden, logits), hidden, _named(read, taps), out_cache
+    )
+
+
+def _check_inputs(
+    config: nn.DecoderConfig, inputs: Array, bias: Any, cache: Any, taps: Taps
+) -> None:
+    is_ids = jnp.issubdtype(inputs.dtype, jnp.integer)
+    if not is_ids and not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise ArgumentTypeError(
+            f"inputs: got dtype {inputs.dtype}, expected integer ids or float vectors."
+        )
+    wanted = "[batch, seq] ids" if is_ids else f"[batch, seq, {config.width}] vectors"
+    good = inputs.ndim == (2 if is_ids else 3)
+    good = good and (is_ids or inputs.shape[-1] == config.width)
+    check(good, "inputs", f"shape {inputs.shape}", wanted)
+    check(bias is None or cache is None, "bias", "a bias", "None beside a cache")
+    for site in taps.sites:
+        if site not in nn.SITES:
+            raise ArgumentError(f"taps: got site {site!r}{near(site, nn.SITES)}.")
+    for item in taps.read:
+        if not isinstance(item, str):
+            good = 0 <= item[1] < config.num_layers
+            check(good, "taps", item, f"a layer in 0..{config.num_layers - 1}")
+
+
+def _allow(mask: Any, batch: int, seq: int) -> Array:
+    causal = jnp.tril(jnp.ones((seq, seq), bool))[None]
+    if mask is None:
+        return jnp.broadcast_to(causal, (batch, seq, seq))
+    mask = jnp.asarray(mask)
+    if mask.shape == (batch, seq):
+        return causal & mask[:, None, :].astype(bool)
+    shapes = f"[{batch}, {seq}] or [{batch}, {seq}, {seq}]"
+    check(mask.shape == (batch, seq, seq), "mask", f"shape {mask.shape}", shapes)
+    return mask.astype(bool)
+
+
+def _embed(
+    params: PyTree, config: nn.DecoderConfig, inputs: Array, positions: Array
+) -> Array:
+    x = inputs
+    if inputs.ndim == 2:
+        x = params["embed"]["tokens"].at[inputs].get(mode="clip")
+    x = x.astype(config.dtype)
+    if config.positions == "learned":
+        x = x + params["embed"]["positions"].at[positions].get(mode="clip")
+    return x
+
+
+def _attend(
+    config: nn.DecoderConfig,
+    allow: Array,
+    bias: Any,
+    layer_cache: tuple[Array, Array] | None,
+    length: Array | None,
+) -> Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]:
+    scale = config.head_dim**-0.5
+
+    def attend(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
+        if layer_cache is None:
+            mixed = attention(
+                query, key, value, allow, scale=scale, bias=bias
+            )
+        else:
+            mixed = cached_attention(
+                query, key, value, *layer_cache, length, allow, scale=scale
+            )
+        return mixed, (key, value)
+
+    return attend
+
+
+def _run_block(
+    layer: PyTree, index: Any, config: nn.DecoderConfig, x: Array, positions: Array,
+    attend: Any, taps: Taps,
+) -> tuple[Array, Any, dict[str, Array]]:  # fmt: skip
+    read: dict[str, Array] = {}
+
+    def tap(site: str, value: Array) -> Array:
+        if taps.edit is not None:
+            value = taps.edit(index, site, value)
+        if site in taps.sites:
+            read[site] = value
+        return value
+
+    block = nn.Block(config)
+    x, pair = block.apply({"params": layer}, x, positions, attend, tap)
+    return constrain(x, "batch", "seq", "embed"), pair, read
+
+
+def _unrolled(
+    layers: tuple[PyTree, ...], config: nn.DecoderConfig, x: Array, positions: Array,
+    allow: Array, bias: Any, cache: Cache | None, taps: Taps,
+) -> tuple[Array, Any, dict[str, list[Array]]]:  # fmt: skip
+    pending, collected = [], {site: [] for site in taps.sites}
+    for index, layer in enumerate(layers):
+        old = None if cache is None else cache.layers[index]
+        length = None if cache is None else cache.length
+        attend = _attend(config, allow, bias, old, length)
+        x, pair, read = _run_block(layer, index, config, x, positions, attend, taps)
+        pending.append(pair)
+        for site, value in read.items():
+            collected[site].append(value)
+    return x, tuple(pending), collected
+
+
+def _scanned(
+    layers: PyTree, config: nn.DecoderConfig, x: Array, positions: Array,
+    allow: Array, bias: Any, cache: Cache | None, taps: Taps,
+) -> tuple[Array, Any, dict[str, Array]]:  # fmt: skip
+    if cache is not None:
+        raise ArgumentError(
+            "cache: got a cache with stacked layers, expected per-layer parameters; "
+            "use jtok.models.split_layers(params)."
+        )
+    attend = _attend(config, allow, bias, None, None)
+
+    def body(x: Array, item: Any) -> tuple[Array, dict[str, Array]]:
+        index, layer = item
+        x, _, read = _run_block(layer, index, config, x, positions, attend, taps)
+        return x, read
+
+    indices = jnp.arange(config.num_layers)
+    x, read = jax.lax.scan(body, x, (indices, layers))
+    return x, None, read
+
+
+def _named(read: dict[str, Any], taps: Taps) -> dict[Any, Array]:
+    named: dict[Any, Array] = {}
+    for item in taps.read:
+        values = read[item if isinstance(item, str) else item[0]]
+        if isinstance(item, str):
+            named[item] = jnp.stack(values) if isinstance(values, list) else values
+        else:
+            named[item] = values[item[1]]
+    return named
+
+
+def _logits(params: PyTree, hidden: Array, which: Any) -> Array | None:
+    if isinstance(which, str):
+        known = ("none", "last", "all")
+        check(which in known, "logits", which, "'none', 'last', 'all' or row indices")
+        if which == "none":
+            return None
+        rows = hidden[:, -1:] if which == "last" else hidden
+    else:
+        index = jnp.asarray(which)
+        good = index.ndim == 2 and index.shape[0] == hidden.shape[0]
+        check(good, "logits", f"shape {index.shape}", "[batch, rows] indices")
+        rows = jnp.take_along_axis(hidden, index[..., None], axis=1)
+    weight, bias = unembedding(params)
+    logits = jnp.einsum("bnd,vd->bnv", rows, weight, preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias.astype(jnp.float32)
+
+
+def init_cache(config: nn.DecoderConfig, batch: int, capacity: int) -> Cache:
+    """An empty cache.
+
+    Args:
+      config: the model's.
+      batch: rows.
+      capacity: slots a row.
+
+    Returns:
+      `Cache` of zeros in the model's dtype, on the current mesh.
+
+    Example:
+      >>> from jtok.testing import tiny_model
+      >>> init_cache(tiny_model().config, 2, 16).capacity
+      16
+    """
+    check(batch >= 1, "batch", batch, "at least 1")
+    check(capacity >= 1, "capacity", capacity, "at least 1")
+    shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+
+    def buffer() -> Array:
+        zeros = jnp.zeros(shape, config.dtype)
+        return constrain(zeros, "batch", "kv_heads", "seq", "head_dim")
+
+    layers = tuple((buffer(), buffer()) for _ in range(config.num_layers))
+    return Cache(layers, jnp.zeros(batch, jnp.int32))
+
+
+def commit(
+    cache: Cache,
+    path: Int[Array, "batch path"],
+    count: Int[Array, " batch"],
+) -> Cache:
+    """Keeps the keys and values of chosen nodes of the last call, in path order.
+
+    Args:
+      cache: with nodes pending.
+      path: `[batch, path]` int32 node ids; entries from `count` on are ignored.
+      count: `[batch]` int32 entries to keep; 0 leaves a row as it is. The caller sees
+        to it that `length + path` stays within the capacity.
+
+    Returns:
+      The cache, `length` grown by `count`, nothing pending.
+
+    Raises:
+      ArgumentError: nothing is pending.
+
+    Example:
+      >>> from jtok.testing import tiny_model
+      >>> model = tiny_model()
+      >>> cache = init_cache(model.config, 1, 16)
+      >>> cache = model(jnp.array([[1, 2, 3]]), cache=cache).cache
+      >>> commit(cache, jnp.array([[0, 1, 2]]), jnp.array([3])).length.tolist()
+      [3]
+    """
+    if cache.pending is None:
+        raise ArgumentError("cache: got one without pending nodes; run a step first.")
+    chosen = jnp.maximum(path, 0)[:, None, :, None]
+
+    def keep(buffer: Array, nodes: Array) -> Array:
+        rows = jnp.take_along_axis(nodes, chosen, axis=2)
+        return write_rows(buffer, rows, cache.length)
+
+    layers = tuple(
+        (keep(key, new_key), keep(value, new_value))
+        for (key, value), (new_key, new_value) in zip(
+            cache.layers, cache.pending, strict=True
+        )
+    )
+    return Cache(layers, cache.length + count)
+
+
+def split_layers(params: PyTree) -> PyTree:
+    """Turns layers stacked on a leading axis into a tuple of trees, for decoding.
+
+    Args:
+      params: a model's parameters; already split ones come back as they are.
+
+    Returns:
+      The same parameters with `layers` a tuple.
+
+    Example:
+      >>> stacked = {"layers": {"w": jnp.ones((2, 3))}}
+      >>> len(split_layers(stacked)["layers"])
+      2
+    """
+    if isinstance(params["layers"], tuple):
+        return params
+    num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers = tuple(
+        jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(num_layers)
+    )
+    return {**params, "layers": layers}
+
+
+def stack_layers(params: PyTree) -> PyTree:
+    """Turns a tuple of layers into one tree stacked on a leading axis, for training.
+
+    Args:
+      params: a model's parameters; already stacked ones come back as they are.
+
+    Returns:
+      The same parameters with `layers` one tree.
+
+    Example:
+      >>> split = {"layers": ({"w": jnp.ones(3)}, {"w": jnp.zeros(3)})}
+      >>> stack_layers(split)["layers"]["w"].shape
+      (2, 3)
+    """
+    if not isinstance(params["layers"], tuple):
+        return params
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *params["layers"])
+    return {**params, "layers": stacked}
+
+
+@functools.lru_cache(maxsize=256)
+def parsed(source: str) -> dict[str, Any]:
+    """The configuration a `DecoderConfig.source` holds; do not change it."""
+    return json.loads(source)

@@ -1,0 +1,556 @@
+"""The files of a checkpoint folder in the Hugging Face format; knows no model."""
+
+import json
+import math
+import mmap
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from jtok import files
+from jtok.errors import (
+    ArgumentError,
+    CheckpointError,
+    MissingFileError,
+    UnsupportedCheckpointError,
+    WriteError,
+    check,
+)
+from jtok.models import _safetensors
+
+__all__ = [
+    "TensorFiles",
+    "read_config",
+    "read_generation_config",
+    "resolve",
+    "write_tensors",
+]
+
+PATTERNS = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_REFUSED_ENDINGS = {
+    ".gguf": "GGUF",
+    ".bin": "a PyTorch pickle",
+    ".pt": "a PyTorch pickle",
+    ".pth": "a PyTorch pickle",
+    ".ckpt": "a PyTorch or TensorFlow checkpoint",
+    ".pkl": "a pickle",
+    ".h5": "a Keras file",
+    ".msgpack": "a Flax msgpack file",
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    patterns: Sequence[str] = PATTERNS,
+) -> pathlib.Path:
+    """Finds a checkpoint: a folder as it is, else a snapshot of a hub repository.
+
+    A swap of the folder that was cut short is settled first.
+
+    Args:
+      name_or_path: a folder, or a hub id such as `"org/name"`. A folder goes first.
+      revision: branch, tag or commit of a hub repository; None is its main branch.
+      token: for gated repositories; None uses the one that the hub's tools stored.
+      local_files_only: use only what was downloaded before.
+      patterns: which files to download; the default takes no pickles.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ArgumentError: neither a folder nor a valid hub id.
+      MissingFileError: the repository, the revision or the network is not there.
+      UnsupportedCheckpointError: a file in a format that jtok does not read.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> folder = tempfile.mkdtemp()
+      >>> resolve(folder) == pathlib.Path(folder)
+      True
+    """
+    name = os.fspath(name_or_path)
+    path = pathlib.Path(name).expanduser()
+    check(bool(name), "name_or_path", name, "a folder or a hub id")
+    if path.is_file():
+        _refuse_file(path)
+        raise ArgumentError(
+            f"name_or_path: got the file {name!r}, expected the folder it lies in."
+        )
+    files.recover_folder(path)
+    if path.is_dir():
+        return path
+    valid = _HUB_ID.fullmatch(name) and "--" not in name and ".." not in name
+    check(
+        bool(valid) and len(name) <= 96,
+        "name_or_path",
+        name,
+        "an existing folder, or a hub id such as 'org/name'",
+    )
+    return _download(name, revision, token, local_files_only, patterns)
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads `config.json`.
+
+    Args:
+      folder: the checkpoint.
+
+    Returns:
+      Its content.
+
+    Raises:
+      CheckpointError: it is damaged.
+      MissingFileError: it is not there.
+      UnsupportedCheckpointError: it asks for code from the repository (`auto_map`),
+        which is never run, or describes quantised weights.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> _ = (folder / "config.json").write_text('{"model_type": "llama"}')
+      >>> read_config(folder)
+      {'model_type': 'llama'}
+    """
+    file = pathlib.Path(folder) / "config.json"
+    config = _read_object(file)
+    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
+        if part.get("auto_map"):
+            raise UnsupportedCheckpointError(
+                f"{file}: asks for code from the repository (auto_map), which jtok "
+                "never runs; expected a model_type that jtok knows and no auto_map."
+            )
+        if part.get("quantization_config"):
+            raise UnsupportedCheckpointError(
+                f"{file}: describes quantised weights (quantization_config); expected "
+                "the unquantised checkpoint, in float32, bfloat16 or float16."
+            )
+    return config
+
+
+def read_generation_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Reads `generation_config.json`.
+
+    Args:
+      folder: the checkpoint.
+
+    Returns:
+      Its content, or None where there is no such file.
+
+    Raises:
+      CheckpointError: it is damaged.
+
+    Example:
+      >>> import tempfile
+      >>> read_generation_config(tempfile.mkdtemp()) is None
+      True
+    """
+    file = pathlib.Path(folder) / "generation_config.json"
+    return _read_object(file) if file.exists() else None
+
+
+class TensorFiles:
+    """The tensors of a checkpoint folder, checked as a whole and read one at a time.
+
+    Files are mapped, so that only tensors that are read take memory, and a folder that
+    is replaced meanwhile goes on giving what was opened. Also a context manager.
+
+    Example:
+      >>> import tempfile
+      >>> folder = tempfile.mkdtemp()
+      >>> write_tensors(folder, {"w": np.arange(4.0)})
+      >>> with TensorFiles.open(folder) as tensors:
+      ...     tensors.names(), tensors.read("w", slice(1, 3))
+      (('w',), array([1., 2.]))
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, entries: dict[str, _safetensors.Entry], maps: dict
+    ) -> None:
+        """Use `open`."""
+        self.folder = folder
+        self._entries = entries
+        self._maps = maps
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> "TensorFiles":
+        """Opens `model.safetensors`, else the shards of `model.safetensors.index.json`.
+
+        Every header is checked against its file, and the index against every shard,
+        before anything is read; all problems are listed at once.
+
+        Args:
+          folder: the checkpoint.
+
+        Returns:
+          The tensors.
+
+        Raises:
+          CheckpointError: a file is truncated or damaged, or the index and the shards
+            disagree.
+          MissingFileError: no weights, or no shard of the index's, are there.
+          UnsupportedCheckpointError: weights in another format, or quantised.
+
+        Example:
+          >>> import tempfile
+          >>> from jtok.errors import MissingFileError
+          >>> try:
+          ...     TensorFiles.open(tempfile.mkdtemp())
+          ... except MissingFileError:
+          ...     print("no weights")
+          no weights
+        """
+        place = pathlib.Path(folder)
+        weight_map = None
+        if (place / _WEIGHTS).is_file():
+            shards = [_WEIGHTS]
+        elif (place / _INDEX).is_file():
+            weight_map = _read_weight_map(place / _INDEX)
+            shards = sorted(set(weight_map.values()))
+        else:
+            _refuse_folder(place)
+        absent = [name for name in shards if not (place / name).is_file()]
+        if absent:
+            raise MissingFileError(
+                f"{place / _INDEX}: {len(absent)} of its {len(shards)} shards are not "
+                f"in the folder: {', '.join(absent)}."
+            )
+        opened = _open_shards(place, shards, weight_map)
+        return cls(place, *opened)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors, sorted.
+
+        Returns:
+          The names.
+        """
+        return tuple(sorted(self._entries))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor.
+
+        Args:
+          name: the tensor.
+
+        Returns:
+          The shape.
+
+        Raises:
+          CheckpointError: there is no such tensor.
+        """
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """Element type of a tensor.
+
+        Args:
+          name: the tensor.
+
+        Returns:
+          The NumPy type; bfloat16 is that of `ml_dtypes`.
+
+        Raises:
+          CheckpointError: there is no such tensor.
+        """
+        return self._entry(name).dtype
+
+    def read(self, name: str, index: Any = None) -> Shaped[np.ndarray, "..."]:
+        """Reads a tensor, or a part of it, into memory of its own.
+
+        Args:
+          name: the tensor.
+          index: slices or integers as for NumPy; only these elements are read.
+
+        Returns:
+          The array.
+
+        Raises:
+          CheckpointError: there is no such tensor.
+        """
+        entry = self._entry(name)
+        view = np.frombuffer(
+            self._maps[entry.file],
+            entry.dtype,
+            count=math.prod(entry.shape),
+            offset=entry.start,
+        ).reshape(entry.shape)
+        return np.array(view if index is None else view[index])
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        for view in self._maps.values():
+            view.close()
+        self._maps.clear()
+        self._entries.clear()
+
+    def __enter__(self) -> "TensorFiles":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def _entry(self, name: str) -> _safetensors.Entry:
+        if name not in self._entries:
+            raise CheckpointError(
+                f"{self.folder}: no tensor {name!r} among its {len(self)}."
+            )
+        return self._entries[name]
+
+
+def write_tensors(
+    folder: str | os.PathLike[str],
+    tensors: Mapping[str, Any] | Iterable[tuple[str, Any]],
+    *,
+    max_shard_bytes: int | float = 5_000_000_000,
+) -> None:
+    """Writes `model.safetensors`, or shards and an index, as `transformers` does.
+
+    Not atomic by itself: write into a folder staged by `jtok.files.replace_folder`.
+
+    Args:
+      folder: an existing folder.
+      tensors: name -> array (NumPy or JAX), or pairs; arrays go to the host one at a
+        time, and of pairs one shard is held at a time.
+      max_shard_bytes: bytes after which a new shard begins, except within a tensor.
+
+    Raises:
+      ArgumentError: no tensors, a repeated name, or a type that the format lacks.
+      WriteError: a file cannot be written.
+
+    Example:
+      >>> import os, tempfile
+      >>> folder = tempfile.mkdtemp()
+      >>> write_tensors(folder, {"w": np.zeros(2, np.float16)})
+      >>> os.listdir(folder)
+      ['model.safetensors']
+    """
+    check(max_shard_bytes > 0, "max_shard_bytes", max_shard_bytes, "more than 0")
+    place = pathlib.Path(folder)
+    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
+    weight_map: dict[str, int] = {}
+    total = count = 0
+    try:
+        for count, shard in enumerate(_shards(pairs, max_shard_bytes), 1):
+            _check_new(shard, weight_map)
+            weight_map.update(dict.fromkeys(shard, count))
+            total += _safetensors.write_file(place / _part(count), shard)
+        check(count > 0, "tensors", {}, "at least one")
+        _name_shards(place, weight_map, total, count)
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        reason = error.strerror or error
+        raise WriteError(f"folder: cannot write {str(place)!r} ({reason}).") from error
+
+
+# ---- reading
+
+
+def _read_object(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{file}: not there; a checkpoint needs it.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: damaged or truncated ({error}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: damaged, expected a JSON object.")
+    return value
+
+
+def _read_weight_map(file: pathlib.Path) -> dict[str, str]:
+    weight_map = _read_object(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{file}: damaged, it has no weight_map.")
+    for shard in set(map(str, weight_map.values())):
+        if pathlib.PurePath(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{file}: names the shard {shard!r}, expected a safetensors file of "
+                "the same folder."
+            )
+    return {name: str(shard) for name, shard in weight_map.items()}
+
+
+def _open_shards(
+    place: pathlib.Path, shards: Sequence[str], weight_map: dict[str, str] | None
+) -> tuple[dict[str, _safetensors.Entry], dict[pathlib.Path, mmap.mmap]]:
+    maps: dict[pathlib.Path, mmap.mmap] = {}
+    holders: dict[str, list[_safetensors.Entry]] = {}
+    problems = []
+    try:
+        for shard in shards:
+            file = place / shard
+            try:
+                maps[file] = _safetensors.map_file(file)
+                for name, entry in _safetensors.read_header(file, maps[file]).items():
+                    holders.setdefault(name, []).append(entry)
+            except UnsupportedCheckpointError:
+                raise
+            except CheckpointError as error:
+                problems.append(str(error))
+        if not problems:  # a damaged shard would repeat itself for each of its tensors
+            problems = _disagreements(place, holders, weight_map)
+        if problems:
+            raise CheckpointError("\n".join(problems))
+    except BaseException:
+        for view in maps.values():
+            view.close()
+        raise
+    return {name: entries[0] for name, entries in holders.items()}, maps
+
+
+def _disagreements(
+    place: pathlib.Path,
+    holders: Mapping[str, Sequence[_safetensors.Entry]],
+    weight_map: Mapping[str, str] | None,
+) -> list[str]:
+    """What the index and the shards say differently, one line a tensor."""
+    problems = []
+    for name, entries in holders.items():
+        where = [entry.file.name for entry in entries]
+        if len(where) > 1:
+            problems.append(f"{place}: {name!r} is in two shards: {', '.join(where)}.")
+        elif weight_map is not None and name not in weight_map:
+            problems.append(f"{place / where[0]}: {name!r} is not in {_INDEX}.")
+    for name, shard in (weight_map or {}).items():
+        if shard not in [entry.file.name for entry in holders.get(name, ())]:
+            problems.append(
+                f"{place / shard}: lacks {name!r}, which {_INDEX} puts there."
+            )
+    return problems
+
+
+def _refuse_file(file: pathlib.Path) -> None:
+    if (name := _REFUSED_ENDINGS.get(file.suffix)) is not None:
+        raise UnsupportedCheckpointError(
+            f"{file}: {name}, which jtok does not read; expected safetensors in the "
+            "Hugging Face format."
+        )
+
+
+def _refuse_folder(place: pathlib.Path) -> None:
+    """No weights under the names that jtok reads: says what is there instead."""
+    present = sorted(place.iterdir()) if place.is_dir() else []
+    for child in present:
+        # Trainers leave these beside weights of any format.
+        if child.name not in ("training_args.bin", "optimizer.pt", "scheduler.pt"):
+            _refuse_file(child)
+    others = [child.name for child in present if child.suffix == ".safetensors"]
+    found = f", found {', '.join(others)}" if others else ""
+    raise MissingFileError(
+        f"{place}: no weights there; expected {_WEIGHTS} or {_INDEX}{found}."
+    )
+
+
+def _download(
+    name: str,
+    revision: str | None,
+    token: str | bool | None,
+    local_files_only: bool,
+    patterns: Sequence[str],
+) -> pathlib.Path:
+    # Imported late, as it reads the environment.
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            local_files_only=local_files_only,
+            allow_patterns=list(patterns),
+        )
+    except errors.RevisionNotFoundError as error:
+        raise MissingFileError(
+            f"revision: the hub's {name!r} has no {revision!r}."
+        ) from error
+    except errors.GatedRepoError as error:
+        raise MissingFileError(
+            f"name_or_path: {name!r} is gated on the hub; accept its terms there and "
+            "give token=."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise MissingFileError(
+            f"name_or_path: {name!r} is no folder here and not on the hub, or it is "
+            "private and token= is missing."
+        ) from error
+    except (OSError, RuntimeError, ValueError, errors.HfHubHTTPError) as error:
+        # Every way of being offline, and a cache that holds nothing of it.
+        why = "local_files_only=True" if local_files_only else "the hub did not answer"
+        raise MissingFileError(
+            f"name_or_path: {name!r} is no folder here and not among the downloaded "
+            f"ones, and {why} ({type(error).__name__}). Give a folder, or connect."
+        ) from error
+    return pathlib.Path(str(folder))
+
+
+# ---- writing
+
+
+def _part(number: int) -> str:
+    return f"model-{number:05d}.part"
+
+
+def _shards(
+    pairs: Iterable[tuple[str, Any]], limit: int | float
+) -> Iterator[dict[str, Any]]:
+    shard: dict[str, Any] = {}
+    held = 0
+    for name, array in pairs:
+        if shard and held + _safetensors.bytes_of(array) > limit:
+            yield shard
+            shard, held = {}, 0
+        check(name not in shard, "tensors", name, "each name once")
+        shard[name] = array
+        held += _safetensors.bytes_of(array)
+    if shard:
+        yield shard
+
+
+def _check_new(shard: Mapping[str, Any], written: Mapping[str, int]) -> None:
+    for name, array in shard.items():
+        good = isinstance(name, str) and name not in ("", "__metadata__")
+        check(good, "tensors", name, "a name that the format takes")
+        check(name not in written, "tensors", name, "each name once")
+        known = _safetensors.dtype_of(array) in _safetensors.DTYPE_NAMES
+        types = ", ".join(str(dtype) for dtype in _safetensors.DTYPE_NAMES)
+        check(known, f"tensors[{name!r}].dtype", str(array.dtype), f"one of {types}")
+
+
+def _name_shards(
+    place: pathlib.Path, weight_map: Mapping[str, int], total: int, count: int
+) -> None:
+    if count == 1:
+        os.replace(place / _part(1), place / _WEIGHTS)
+        return
+    names = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    for number, name in enumerate(names, 1):
+        os.replace(place / _part(number), place / name)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {
+            name: names[weight_map[name] - 1] for name in sorted(weight_map)
+        },
+    }
+    (place / _INDEX).write_text(json.dumps(index, indent=2) + "\n")

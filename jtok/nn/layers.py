@@ -1,0 +1,115 @@
+"""Linear maps, norms and the MLP."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jtok.errors import ArgumentError, near
+from jtok.nn.config import DecoderConfig
+
+__all__ = ["Linear", "Mlp", "Norm", "activation"]
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation function of that name.
+
+    Args:
+      name: "silu", "gelu" (exact), "gelu_tanh" or "relu".
+
+    Returns:
+      A function on arrays.
+
+    Raises:
+      ArgumentError: an unknown name.
+
+    Example:
+      >>> float(activation("relu")(jnp.float32(-1.0)))
+      0.0
+    """
+    if name not in _ACTIVATIONS:
+        raise ArgumentError(f"activation: got {name!r}{near(name, _ACTIVATIONS)}.")
+    return _ACTIVATIONS[name]
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias`, with `kernel` `[in, out]`.
+
+    Attributes:
+      features: size of the output.
+      use_bias: add a bias.
+      param_dtype: dtype of the parameters.
+    """
+
+    features: int
+    use_bias: bool = False
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... dim"]) -> Float[Array, "... features"]:
+        shape = (x.shape[-1], self.features)
+        init = nn.initializers.normal(0.02)
+        kernel = self.param("kernel", init, shape, self.param_dtype)
+        y = x @ kernel
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            y = y + self.param("bias", zeros, (self.features,), self.param_dtype)
+        return y
+
+
+class Norm(nn.Module):
+    """RMS norm or layer norm over the last axis, with statistics in float32.
+
+    Attributes:
+      config: supplies `norm`, `norm_eps` and the dtype of the parameters.
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+        config, shape = self.config, x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, config.dtype)
+        wide = x.astype(jnp.float32)
+        if config.norm == "layer":
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        y = wide * jax.lax.rsqrt(variance + config.norm_eps)
+        if config.norm == "layer":
+            bias = self.param("bias", nn.initializers.zeros, shape, config.dtype)
+            return (y * scale + bias).astype(x.dtype)
+        return y.astype(x.dtype) * scale
+
+
+class Mlp(nn.Module):
+    """The feed-forward half of a block: gated, or plain.
+
+    Attributes:
+      config: supplies sizes, the activation and biases.
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+        config = self.config
+
+        def linear(features: int, name: str) -> Linear:
+            return Linear(features, config.mlp_bias, config.dtype, name=name)
+
+        hidden = linear(config.mlp_width, "up")(x)
+        act = activation(config.activation)
+        if config.mlp == "gated":
+            hidden = act(linear(config.mlp_width, "gate")(x)) * hidden
+        else:
+            hidden = act(hidden)
+        return linear(config.width, "down")(hidden)

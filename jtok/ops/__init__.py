@@ -1,0 +1,31 @@
+"""Array-to-array primitives: no model, no vocabulary, no state."""
+
+from jtok.ops.attention import attention, cached_attention, write_rows
+from jtok.ops.sampling import filter_logits, gumbel_at, row_keys
+from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
+from jtok.ops.unembed import (
+    Draw,
+    Readout,
+    Want,
+    cross_entropy,
+    readout,
+    readout_logits,
+)
+
+__all__ = [
+    "Draw",
+    "Readout",
+    "Tree",
+    "Want",
+    "ancestor_mask",
+    "ancestor_path",
+    "attention",
+    "cached_attention",
+    "cross_entropy",
+    "filter_logits",
+    "gumbel_at",
+    "readout",
+    "readout_logits",
+    "row_keys",
+    "write_rows",
+]

@@ -1,0 +1,345 @@
+"""Work over the vocabulary, without a `[tokens, vocab]` float32 array.
+
+Arg-max, Gumbel-max, top-k and log-sum-exp walk over blocks of the vocabulary;
+the cross-entropy walks over blocks of tokens, forward and backward.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jtok.ops import sampling
+
+__all__ = ["Draw", "Readout", "Want", "cross_entropy", "readout", "readout_logits"]
+
+_BLOCK = 16384
+
+
+@struct.dataclass
+class Draw:
+    """How the next token of each node is drawn; without one it is the arg-max.
+
+    Attributes:
+      keys: `[batch, 2]` uint32 raw key of every row.
+      start: `[batch]` int32 absolute position of depth 0.
+      depth: `[batch, nodes]` int32; node i stands at `start + depth[i]`.
+      temperature: `[batch]` float32 >= 0; 0 gives the arg-max.
+      top_p: `[batch]` float32 in (0, 1], or None.
+      min_p: `[batch]` float32 in [0, 1], or None.
+      top_k: tokens to keep, or None (static).
+      max_depth: bound on `depth` (static).
+    """
+
+    keys: jax.Array
+    start: jax.Array
+    depth: jax.Array
+    temperature: jax.Array
+    top_p: jax.Array | None = None
+    min_p: jax.Array | None = None
+    top_k: int | None = struct.field(pytree_node=False, default=None)
+    max_depth: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def dense(self) -> bool:
+        """Whether drawing needs all logits of a node at once."""
+        return self.top_p is not None or self.min_p is not None
+
+    def noise(self, ids: Int[Array, " choices"]) -> Float[Array, "batch nodes choices"]:
+        """Noise of `ids` at every node; nodes of one depth share it."""
+        batch = self.depth.shape[0]
+        levels = jnp.arange(self.max_depth + 1)
+        positions = self.start[:, None] + levels
+        every = jnp.broadcast_to(ids, (batch, self.max_depth + 1, ids.shape[0]))
+        noise = sampling.gumbel_at(self.keys, positions, every)
+        if self.max_depth == 0:
+            return jnp.broadcast_to(noise, (*self.depth.shape, ids.shape[0]))
+        return jnp.take_along_axis(noise, self.depth[..., None], axis=1)
+
+    def scaled(self, logits: Float[Array, "batch nodes choices"]) -> Array:
+        """Logits divided by the temperature; rows of temperature 0 stay as they are."""
+        positive = self.temperature > 0
+        divisor = jnp.where(positive, self.temperature, 1.0)
+        return logits / divisor[:, None, None]
+
+    def noised(self, scaled: Array, noise: Array) -> Array:
+        """Scaled logits plus noise; rows of temperature 0 get none."""
+        return jnp.where((self.temperature > 0)[:, None, None], scaled + noise, scaled)
+
+
+@struct.dataclass
+class Want:
+    """What a readout is asked for; the chosen token is always given.
+
+    Attributes:
+      draw: how to choose, None for the arg-max.
+      top_k: how many best ids and logits to return (static).
+      log_sum_exp: return the normaliser (static).
+      rows: return all logits (static).
+      gap: return how far the chosen score is above the next one (static).
+    """
+
+    draw: Draw | None = None
+    top_k: int = struct.field(pytree_node=False, default=0)
+    log_sum_exp: bool = struct.field(pytree_node=False, default=False)
+    rows: bool = struct.field(pytree_node=False, default=False)
+    gap: bool = struct.field(pytree_node=False, default=False)
+
+
+@struct.dataclass
+class Readout:
+    """What the model says at every node, without the full logits unless asked for.
+
+    Attributes:
+      choice: `[batch, nodes]` int32 next token: arg-max or Gumbel-max.
+      gap: `[batch, nodes]` float32, best minus second best (noised) score, or None.
+      top_ids: `[batch, nodes, k]` int32, best first, ties to the lower id, or None.
+      top_logits: `[batch, nodes, k]` float32 or None.
+      log_sum_exp: `[batch, nodes]` float32 nats or None.
+      rows: `[batch, nodes, vocab]` float32 unprocessed logits or None.
+    """
+
+    choice: jax.Array
+    gap: jax.Array | None = None
+    top_ids: jax.Array | None = None
+    top_logits: jax.Array | None = None
+    log_sum_exp: jax.Array | None = None
+    rows: jax.Array | None = None
+
+
+def readout(
+    hidden: Float[Array, "batch nodes dim"],
+    weight: Float[Array, "vocab dim"],
+    want: Want,
+    *,
+    bias: Float[Array, " vocab"] | None = None,
+    block: int = _BLOCK,
+) -> Readout:
+    """Reads hidden states out over the vocabulary, block by block.
+
+    Ties go to the lower id. Top-p, min-p and `want.rows` need all logits of a call
+    at once; everything else holds one block.
+
+    Args:
+      hidden: `[batch, nodes, dim]`, after the final norm.
+      weight: `[vocab, dim]` unembedding.
+      want: what to return.
+      bias: `[vocab]` or None.
+      block: vocabulary entries at a time (static).
+
+    Returns:
+      `Readout`; fields that were not asked for are None.
+
+    Example:
+      >>> out = readout(jnp.eye(3)[None], jnp.eye(3), Want(top_k=1))
+      >>> out.choice.tolist(), out.top_ids[0, :, 0].tolist()
+      ([[0, 1, 2]], [0, 1, 2])
+    """
+    vocab = weight.shape[0]
+    dense = want.rows or (want.draw is not None and want.draw.dense)
+
+    def logits_of(start: Array | int, width: int) -> Array:
+        rows = jax.lax.dynamic_slice_in_dim(weight, start, width, axis=0)
+        logits = jnp.einsum(
+            "bnd,vd->bnv", hidden, rows, preferred_element_type=jnp.float32
+        )
+        if bias is not None:
+            part = jax.lax.dynamic_slice_in_dim(bias, start, width, axis=0)
+            logits = logits + part.astype(jnp.float32)
+        return logits
+
+    if dense or vocab <= block:
+        return readout_logits(logits_of(0, vocab), want)
+    return _blocked(logits_of, hidden.shape[:2], vocab, want, block)
+
+
+def readout_logits(logits: Float[Array, "batch nodes vocab"], want: Want) -> Readout:
+    """The same as `readout`, for a model that gives logits.
+
+    Args:
+      logits: `[batch, nodes, vocab]`, any float dtype; read in float32.
+      want: what to return.
+
+    Returns:
+      `Readout`; fields that were not asked for are None.
+
+    Example:
+      >>> readout_logits(jnp.array([[[0.0, 2.0, 2.0]]]), Want()).choice.tolist()
+      [[1]]
+    """
+    logits = logits.astype(jnp.float32)
+    scores = logits
+    if want.draw is not None:
+        draw = want.draw
+        scores = sampling.filter_logits(
+            draw.scaled(logits),
+            top_k=draw.top_k,
+            top_p=None if draw.top_p is None else draw.top_p[:, None],
+            min_p=None if draw.min_p is None else draw.min_p[:, None],
+        )
+        scores = draw.noised(scores, draw.noise(jnp.arange(logits.shape[-1])))
+    choice = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    top_logits, top_ids = _top(logits, want.top_k)
+    return Readout(
+        choice=choice,
+        gap=_gap(scores, choice) if want.gap else None,
+        top_ids=top_ids,
+        top_logits=top_logits,
+        log_sum_exp=jax.nn.logsumexp(logits, axis=-1) if want.log_sum_exp else None,
+        rows=logits if want.rows else None,
+    )
+
+
+def _top(logits: Array, count: int) -> tuple[Array | None, Array | None]:
+    if count == 0:
+        return None, None
+    values, ids = jax.lax.top_k(logits, count)
+    return values, ids.astype(jnp.int32)
+
+
+def _gap(scores: Array, choice: Array) -> Array:
+    ids = jnp.arange(scores.shape[-1])
+    best = jnp.take_along_axis(scores, choice[..., None], axis=-1)[..., 0]
+    rest = jnp.where(ids == choice[..., None], -jnp.inf, scores)
+    return best - jnp.max(rest, axis=-1)
+
+
+def _blocked(
+    logits_of: Callable[[Array, int], Array],
+    shape: tuple[int, ...],
+    vocab: int,
+    want: Want,
+    block: int,
+) -> Readout:
+    """Running best, second best, top-k and log-sum-exp over blocks."""
+    draw = want.draw
+    filtered = draw is not None and draw.top_k is not None and draw.top_k < vocab
+    keep = max(want.top_k, draw.top_k if draw is not None and filtered else 0)
+    low = jnp.full(shape, -jnp.inf, jnp.float32)
+    none = jnp.zeros(shape, jnp.int32)
+    carry = {
+        "best": low,
+        "second": low,
+        "choice": none,
+        "lse": low,
+        "top": jnp.full((*shape, keep), -jnp.inf, jnp.float32),
+        "ids": jnp.zeros((*shape, keep), jnp.int32),
+    }
+
+    def step(index: Array, carry: dict[str, Array]) -> dict[str, Array]:
+        start = jnp.minimum(index * block, vocab - block)
+        ids = (start + jnp.arange(block)).astype(jnp.int32)
+        # The last block is moved back inside the vocabulary; what it repeats is masked.
+        logits = jnp.where(ids >= index * block, logits_of(start, block), -jnp.inf)
+        out = dict(carry)
+        if want.log_sum_exp:
+            out["lse"] = jnp.logaddexp(carry["lse"], jax.nn.logsumexp(logits, axis=-1))
+        if keep:
+            values, found = jax.lax.top_k(logits, min(keep, block))
+            values = jnp.concatenate([carry["top"], values], axis=-1)
+            found = jnp.concatenate([carry["ids"], ids[found]], axis=-1)
+            out["top"], order = jax.lax.top_k(values, keep)
+            out["ids"] = jnp.take_along_axis(found, order, axis=-1)
+        if not filtered:
+            scores = logits
+            if draw is not None:
+                scores = draw.noised(draw.scaled(logits), draw.noise(ids))
+            at = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+            best = jnp.take_along_axis(scores, at[..., None], axis=-1)[..., 0]
+            if want.gap:
+                runner_up = best - _gap(scores, at)
+                loser = jnp.minimum(carry["best"], best)
+                second = jnp.maximum(carry["second"], runner_up)
+                out["second"] = jnp.maximum(second, loser)
+            better = best > carry["best"]
+            out["choice"] = jnp.where(better, ids[at], carry["choice"])
+            out["best"] = jnp.maximum(best, carry["best"])
+        return out
+
+    carry = jax.lax.fori_loop(0, -(-vocab // block), step, carry)
+    choice, gap = carry["choice"], carry["best"] - carry["second"]
+    if filtered and draw is not None:
+        choice, gap = _choose_among(draw, carry["top"], carry["ids"])
+    top = want.top_k
+    return Readout(
+        choice=choice,
+        gap=gap if want.gap else None,
+        top_ids=carry["ids"][..., :top] if top else None,
+        top_logits=carry["top"][..., :top] if top else None,
+        log_sum_exp=carry["lse"] if want.log_sum_exp else None,
+    )
+
+
+def _choose_among(draw: Draw, logits: Array, ids: Array) -> tuple[Array, Array]:
+    """Gumbel-max among the `draw.top_k` best tokens of every node."""
+    logits, ids = logits[..., : draw.top_k], ids[..., : draw.top_k]
+    positions = draw.start[:, None] + draw.depth
+    noise = sampling.gumbel_at(draw.keys, positions, ids)
+    scores = draw.noised(draw.scaled(logits), noise)
+    # Candidates are sorted by logit; equal scores must still go to the lower id.
+    best = jnp.max(scores, axis=-1, keepdims=True)
+    choice = jnp.min(jnp.where(scores == best, ids, jnp.iinfo(jnp.int32).max), axis=-1)
+    rest = jnp.where(ids == choice[..., None], -jnp.inf, scores)
+    return choice, best[..., 0] - jnp.max(rest, axis=-1)
+
+
+def cross_entropy(
+    hidden: Float[Array, "*tokens dim"],
+    weight: Float[Array, "vocab dim"],
+    targets: Int[Array, "*tokens"],
+    *,
+    mask: Bool[Array, "*tokens"] | None = None,
+    bias: Float[Array, " vocab"] | None = None,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> Float[Array, "*tokens"]:
+    """Cross-entropy of targets, in nats, over chunks of tokens.
+
+    Logits of one chunk exist at a time, in the backward pass too (they are computed
+    again).
+
+    Args:
+      hidden: `[..., dim]`, after the final norm.
+      weight: `[vocab, dim]` unembedding.
+      targets: `[...]` int32 in `[0, vocab)`; out-of-range ids are clamped.
+      mask: `[...]` bool, False gives 0; None counts every token.
+      bias: `[vocab]` or None.
+      softcap: logits become `softcap * tanh(logits / softcap)`, None for no cap.
+      chunk: tokens at a time (static); None chooses about 16 MB of logits.
+
+    Returns:
+      `[...]` float32 nats per token.
+
+    Example:
+      >>> loss = cross_entropy(jnp.zeros((2, 4)), jnp.ones((8, 4)), jnp.array([0, 5]))
+      >>> bool(jnp.allclose(loss, jnp.log(8)))
+      True
+    """
+    vocab, dim = weight.shape
+    count = targets.size
+    chunk = min(chunk or max(64, 2**22 // vocab), count)
+    padding = -count % chunk
+    flat = jnp.pad(hidden.reshape(count, dim), ((0, padding), (0, 0)))
+    wanted = jnp.pad(targets.reshape(count), (0, padding))
+
+    @jax.checkpoint
+    def loss_of(some: Array, targets: Array) -> Array:
+        logits = jnp.einsum(
+            "td,vd->tv", some, weight, preferred_element_type=jnp.float32
+        )
+        if bias is not None:
+            logits = logits + bias.astype(jnp.float32)
+        if softcap is not None:
+            logits = softcap * jnp.tanh(logits / softcap)
+        picked = jnp.take_along_axis(logits, targets[:, None], axis=-1, mode="clip")
+        return jax.nn.logsumexp(logits, axis=-1) - picked[:, 0]
+
+    if count + padding == chunk:
+        losses = loss_of(flat, wanted)
+    else:
+        pieces = (flat.reshape(-1, chunk, dim), wanted.reshape(-1, chunk))
+        losses = jax.lax.map(lambda piece: loss_of(*piece), pieces).reshape(-1)
+    losses = losses[:count].reshape(targets.shape)
+    return losses if mask is None else jnp.where(mask, losses, 0.0)

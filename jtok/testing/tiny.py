@@ -1,0 +1,84 @@
+"""Models small enough for any test, and vocabularies to go with them."""
+
+import functools
+
+import jax
+
+from jtok import models, nn
+from jtok.text import Vocabulary
+
+__all__ = ["tiny_config", "tiny_model", "tiny_vocabulary"]
+
+
+def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> nn.DecoderConfig:
+    """A two-layer decoder of width 32: the shape that tests share.
+
+    Args:
+      vocab_size: rows of the embedding.
+      family: "llama", "qwen2" or "gpt2".
+
+    Returns:
+      `DecoderConfig`.
+
+    Example:
+      >>> tiny_config(vocab_size=10).vocab_size
+      10
+    """
+    config = nn.DecoderConfig(
+        family=family,
+        vocab_size=vocab_size,
+        width=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4 if family == "gpt2" else 2,
+        head_dim=8,
+        mlp_width=64,
+        max_positions=512,
+        tied=family != "llama",
+    )
+    fields = {**models.FAMILIES[family].write(config), "model_type": family}
+    translated = models.FAMILIES[family].read(fields)
+    return nn.DecoderConfig(family=family, **translated)
+
+
+@functools.lru_cache(maxsize=32)
+def tiny_model(
+    *, vocab_size: int = 96, family: str = "llama", seed: int = 0, scale: float = 4.0
+) -> models.Model:
+    """A random model whose next-token distribution is far from uniform.
+
+    Args:
+      vocab_size: rows of the embedding.
+      family: "llama", "qwen2" or "gpt2".
+      seed: of the parameters.
+      scale: factor on the initial weights of the blocks; larger is peakier.
+
+    Returns:
+      `Model` without a vocabulary.
+
+    Example:
+      >>> tiny_model().config.num_layers
+      2
+    """
+    config = tiny_config(vocab_size=vocab_size, family=family)
+    model = models.init(config, jax.random.key(seed))
+    grown = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, model.params)
+    return model.replace(params=grown)
+
+
+@functools.lru_cache(maxsize=4)
+def tiny_vocabulary(size: int = 300) -> Vocabulary:
+    """A byte-level BPE over a few sentences, with `<|endoftext|>` as its end.
+
+    Args:
+      size: number of ids, at least 257.
+
+    Returns:
+      `Vocabulary`.
+
+    Example:
+      >>> tiny_vocabulary().size
+      300
+    """
+    text = "the cat sat on the mat. the dog sat on the log. that is all there is, so "
+    return Vocabulary.train_bpe([text * 8], size)

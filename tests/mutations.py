@@ -1,0 +1,219 @@
+"""One-line faults in the library, each of which a named test must notice.
+
+`python -m tests.mutations` applies each to a copy of the project, never to the
+checkout, and runs the test that is to kill it; `--only ID` runs one. A test kills a
+fault when an assertion of its body fails: an error at import, at collection or in a
+fixture, or a test that does not run, kills nothing.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COPIED = ("jtok", "experiments", "tests", "pyproject.toml", "README.md", "CHANGELOG.md")
+TIMEOUT = 300
+
+
+class Mutation(NamedTuple):
+    """A one-line fault.
+
+    Attributes:
+      id: short and unique.
+      slug: the paper whose code it breaks, or "project".
+      path: the file, from the project's root.
+      before: text that occurs exactly once in the file, within one line.
+      after: what stands there instead.
+      killed_by: id of the test that fails, `tests/.../test_x.py::test_name`, with the
+        brackets of a parametrised one or without (then any case may fail).
+    """
+
+    id: str
+    slug: str
+    path: str
+    before: str
+    after: str
+    killed_by: str
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        id="data-env-last",
+        slug="project",
+        path="jtok/testing/data.py",
+        before="folders.insert(0, ",
+        after="folders.append(",
+        killed_by="tests/testing/test_data.py::test_jtok_data_goes_first",
+    ),
+    Mutation(
+        id="golden-contains-reads",
+        slug="project",
+        path="jtok/testing/goldens.py",
+        before="self._read.add(key)",
+        after="self._read.update(self._arrays)",
+        killed_by="tests/testing/test_goldens.py"
+        "::test_reading_is_recorded_and_listing_is_not",
+    ),
+    Mutation(
+        id="tolerance-of-the-finer-dtype",
+        slug="project",
+        path="jtok/testing/tolerances.py",
+        before="return max(tolerance(got.dtype)",
+        after="return min(tolerance(got.dtype)",
+        killed_by="tests/testing/test_tolerances.py::test_the_coarser_dtype_decides",
+    ),
+)
+
+
+def occurrences(mutation: Mutation) -> int:
+    """How often `before` stands in the file; 1 in a mutation that still applies."""
+    path = ROOT / mutation.path
+    return (
+        path.read_text(encoding="utf-8").count(mutation.before) if path.is_file() else 0
+    )
+
+
+def copy_project(folder: pathlib.Path) -> pathlib.Path:
+    """Copies what tests need below `folder`; goldens are linked, not copied."""
+    goldens = ROOT / "tests" / "goldens"
+
+    def ignore(parent: str, names: list[str]) -> Iterable[str]:
+        skipped = {"__pycache__", "results"} & set(names)
+        return skipped | (
+            {"goldens"} if pathlib.Path(parent) == ROOT / "tests" else set()
+        )
+
+    copy = folder / "project"
+    copy.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=ignore)
+        elif source.is_file():
+            shutil.copy(source, copy / name)
+    if goldens.is_dir():
+        (copy / "tests" / "goldens").symlink_to(goldens, target_is_directory=True)
+    return copy
+
+
+# Runs in the copy. Says how each test ended: where it failed, and with what.
+_RUNNER = """
+import json, sys, pytest
+
+class Recorder:
+    def __init__(self):
+        self.outcomes = []
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        if report.outcome == "failed" or call.when == "call":
+            kinds = [k.__name__ for k in type(call.excinfo.value).__mro__] if (
+                call.excinfo) else []
+            self.outcomes.append([item.nodeid, call.when, report.outcome, kinds])
+        return report
+
+recorder = Recorder()
+args = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "--durations=0", "-m", ""]
+code = pytest.main([*args, *sys.argv[2:]], plugins=[recorder])
+import jtok
+result = {"code": int(code), "jtok": jtok.__file__, "outcomes": recorder.outcomes}
+with open(sys.argv[1], "w") as file:
+    json.dump(result, file)
+"""
+
+
+def run_tests(copy: pathlib.Path, tests: Iterable[str]) -> tuple[dict, str]:
+    """Runs tests in a copy; returns what the recorder saw and what pytest printed."""
+    from jtok.errors import DataNotFoundError
+    from jtok.testing import data
+
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    env["PYTHONPATH"] = str(copy)  # before the installed jtok
+    env["PYTHONDONTWRITEBYTECODE"] = "1"  # two mutants within a second share an mtime
+    env.setdefault("JTOK_TEST_COMPILE_CACHE", str(copy.parent / "compiled"))
+    with contextlib.suppress(DataNotFoundError):  # no shared folder beside the copy
+        env["JTOK_DATA"] = str(data("README.md").parent)
+    report = copy.parent / "report.json"
+    report.unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _RUNNER, str(report), *tests],
+        cwd=copy,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    printed = done.stdout + done.stderr
+    if not report.is_file():
+        return {"code": done.returncode, "jtok": "", "outcomes": []}, printed
+    return json.loads(report.read_text()), printed
+
+
+def verdict(report: dict, copy: pathlib.Path) -> str | None:
+    """Why a run does not kill its fault, or None where it does."""
+    if not report["jtok"].startswith(str(copy)):
+        return "the run did not import the copy"
+    if not report["outcomes"]:
+        return "no test ran"
+    for _, when, outcome, kinds in report["outcomes"]:
+        if outcome == "failed" and when != "call":
+            return f"the test did not get to run: {kinds[0]} in {when}"
+        # `Failed` is pytest's own: pytest.fail, or an expected error that did not come.
+        if outcome == "failed" and {"AssertionError", "Failed"} & set(kinds):
+            return None
+        if outcome == "failed":
+            return f"the test failed with {kinds[0]}, not with an assertion"
+    return "the test passed"
+
+
+def survives(mutation: Mutation, copy: pathlib.Path) -> str | None:
+    """Applies a fault to a copy, runs its test, and takes the fault back.
+
+    Returns:
+      Why the fault survived, or None where the test killed it.
+    """
+    path = copy / mutation.path
+    original = path.read_text(encoding="utf-8")
+    if original.count(mutation.before) != 1:
+        return f"`before` occurs {original.count(mutation.before)} times"
+    path.write_text(original.replace(mutation.before, mutation.after), encoding="utf-8")
+    try:
+        report, printed = run_tests(copy, [mutation.killed_by])
+    except subprocess.TimeoutExpired:
+        return f"{mutation.killed_by} took over {TIMEOUT} s"
+    finally:
+        path.write_text(original, encoding="utf-8")
+    reason = verdict(report, copy)
+    return None if reason is None else f"{reason}\n{printed[-1500:]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="id of one mutation")
+    options = parser.parse_args()
+    chosen = [m for m in MUTATIONS if options.only in (None, m.id)]
+    if not chosen:
+        parser.error(
+            f"--only {options.only}: known: {', '.join(m.id for m in MUTATIONS)}"
+        )
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_project(pathlib.Path(folder).resolve())
+        for mutation in chosen:
+            reason = survives(mutation, copy)
+            survivors += reason is not None
+            outcome = "killed" if reason is None else f"SURVIVED: {reason}"
+            print(f"{mutation.id}: {outcome}", flush=True)
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
