@@ -80,7 +80,7 @@ def tokens_figure(tokens: Sequence[tuple[str, int]]) -> Any:
         axes.text(
             column,
             line + 0.5,
-            text.replace("$", r"\$"),
+            "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$"),
             family="DejaVu Sans Mono",
             size=_FONT_POINTS,
             va="center",

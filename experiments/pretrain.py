@@ -65,14 +65,14 @@ class Config:
     vocabulary: int = 2048
     layers: int = 4
     width: int = 192
-    heads: int = 4
-    kv_heads: int = 4
+    heads: int = 3
+    kv_heads: int = 3
     hidden: int = 512
     context: int = 1024
     steps: int = 1000
     batch: int = 4
     length: int = 256
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 0.1
     english_repeats: int = 4
     max_files: int | None = None

@@ -7,6 +7,7 @@ import math
 import operator
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -307,7 +308,10 @@ class Report:
         if self.writes:
             self._write(page, pictures.tokens_page(name, tokens))
             fig = pictures.tokens_figure(tokens)
-            fig.savefig(self.folder / picture, dpi=120)
+            with warnings.catch_warnings():
+                # A model's text may hold letters that no font here has.
+                warnings.filterwarnings("ignore", message="Glyph .* missing")
+                fig.savefig(self.folder / picture, dpi=120)
         self._sections.append(
             f"### {name}\n\n![{name}]({picture})\n\n[the same as a page]({page})"
         )

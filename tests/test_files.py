@@ -35,12 +35,12 @@ def found(path):
 
 def prepare(base):
     base.mkdir()
-    if action in ("replace", "recover", "tidy"):
+    if action in ("replace", "recover", "tidy", "tidy_then_delete"):
         write(base / "out", "old")
     if action == "recover":
         os.rename(base / "out", base / ".out.backup")
         shutil.copytree(base / ".out.backup", base / ".out.tmp-0")
-    if action == "tidy":
+    if action.startswith("tidy"):
         shutil.copytree(base / "out", base / ".out.backup")
     if action == "atomic":
         files.write_atomic(base / "out", "old")
@@ -48,7 +48,7 @@ def prepare(base):
 def act(base):
     if action == "atomic":
         files.write_atomic(base / "out", "new" * 1000)
-    elif action in ("recover", "tidy"):
+    elif action in ("recover", "tidy", "tidy_then_delete"):
         files.recover_folder(base / "out")
     else:
         write(base / "out", "new")
@@ -82,6 +82,8 @@ while not finished:
         seen = (base / "out").read_text()
         files.write_atomic(base / "out", "next")  # clears what the dead one left
     else:
+        if action == "tidy_then_delete":
+            shutil.rmtree(base / "out")  # half a backup must not take its place
         seen = found(base / "out")
         files.recover_folder(base / "out")
         again = found(base / "out")
@@ -111,17 +113,15 @@ def write(path, text):
         (staged / "a").write_text(text)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("action", "allowed"),
     [
-        pytest.param(
-            "replace",
-            [["old", "old"], ["new", "new"]],
-            marks=pytest.mark.medium,
-        ),
+        ("replace", [["old", "old"], ["new", "new"]]),
         ("create", [None, ["new", "new"]]),
         ("recover", [["old", "old"]]),
         ("tidy", [["old", "old"]]),
+        ("tidy_then_delete", [["old", "old"], None]),
         ("atomic", ["old", "new" * 1000]),
     ],
 )
@@ -135,7 +135,7 @@ def test_kill_before_every_line_leaves_old_or_new(tmp_path, action, allowed):
     seen = [result[0] for result in results]
     assert all(each in seen for each in allowed)
     assert results[-1][0] == allowed[-1]
-    assert results[-1][1] == ["out"]
+    assert results[-1][1] == ([] if results[-1][0] is None else ["out"])
 
 
 def test_replace_folder_leaves_only_the_new_content(tmp_path):

@@ -23,9 +23,10 @@ def lm_loss(
 
     Trainable is `model.params`; nothing else of `model` is kept, so its arrays are not
     held twice. A batch is a dict with `tokens` `[batch, length + 1]` int32 and maybe
-    `mask` of the same shape (True = a real token; False is no target), and `positions`
-    of the same shape, as `jtok.train.packed_batches` gives them. Documents of one row
-    see one another. Logits are never written whole.
+    `mask` of the same shape (True = a real token; False is no target), as
+    `jtok.train.packed_batches` gives them. Documents of one row see one another, unless
+    the batch has `segments` and `positions` (its option `documents=True`). Logits are
+    never written whole.
 
     Args:
       model: a `jtok.models.Model`, or anything with its `replace(params=)`,
@@ -56,7 +57,7 @@ def lm_loss(
         nats = _token_nats(
             shell.replace(params=trainable),
             tokens,
-            positions=batch.get("positions"),
+            options=_apart(batch),
             softcap=softcap,
             chunk=chunk,
         )
@@ -75,11 +76,23 @@ def _tokens_of(batch: Any) -> Int32[Array, "batch row"]:
     return jnp.asarray(batch["tokens"])
 
 
+def _apart(batch: dict[str, Any]) -> dict[str, jax.Array]:
+    """What keeps the documents of a row apart: positions and who may see whom."""
+    options = {}
+    if "positions" in batch:
+        options["positions"] = jnp.asarray(batch["positions"])[:, :-1]
+    if "segments" in batch:
+        segments = jnp.asarray(batch["segments"])[:, :-1]
+        same = segments[:, :, None] == segments[:, None, :]
+        options["mask"] = jnp.tril(same)
+    return options
+
+
 def _token_nats(
     model: Any,
     tokens: Int32[Array, "batch row"],
     *,
-    positions: Int32[Array, "batch row"] | None,
+    options: dict[str, jax.Array],
     softcap: float | None,
     chunk: int | None,
 ) -> Float[Array, "batch length"]:
@@ -87,7 +100,6 @@ def _token_nats(
     from jtok.ops.unembed import cross_entropy
 
     tokens = constrain(tokens, "batch", None)
-    options = {} if positions is None else {"positions": positions[:, :-1]}
     hidden = model(tokens[:, :-1], logits="none", **options).hidden
     weight, bias = model.unembedding()
     sizes = {} if chunk is None else {"chunk": chunk}
@@ -207,7 +219,7 @@ def _row_nats_of(
     softcap: float | None,
     chunk: int | None,
 ) -> Float[Array, " batch"]:
-    nats = _token_nats(model, tokens, positions=None, softcap=softcap, chunk=chunk)
+    nats = _token_nats(model, tokens, options={}, softcap=softcap, chunk=chunk)
     return jnp.sum(jnp.where(scored, nats, 0.0), axis=1)
 
 

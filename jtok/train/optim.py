@@ -80,7 +80,8 @@ def matrices_only(params: Any, *, stacked: tuple[str, ...] = ("layers",)) -> Any
     Args:
       params: the trainable tree.
       stacked: names of subtrees whose leaves carry a leading axis of layers, which
-        does not count as a dimension of theirs.
+        does not count as a dimension of theirs; lists and tuples below such a name
+        are per-layer trees without that axis.
 
     Returns:
       The tree with, at each leaf, True for a leaf of at least two dimensions that is
@@ -95,8 +96,10 @@ def matrices_only(params: Any, *, stacked: tuple[str, ...] = ("layers",)) -> Any
 
     def decays(path: tuple[Any, ...], leaf: Any) -> bool:
         names = [_name(entry) for entry in path]
-        rank = leaf.ndim - any(name in stacked for name in names)
-        return rank >= 2 and not (names and names[-1] in ("bias", "scale"))
+        # A tuple of per-layer trees has an index after the name, and no extra axis.
+        split = [isinstance(entry, jax.tree_util.SequenceKey) for entry in path[1:]]
+        extra = any(n in stacked and not s for n, s in zip(names, [*split, False]))
+        return leaf.ndim - extra >= 2 and names[-1:] not in (["bias"], ["scale"])
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -159,6 +159,7 @@ def test_pictures_stand_in_the_report(tmp_path):
     assert "&lt;b&gt;" in page
     assert page.count("<span") == 3
     assert markdown.index("loss_curve") < markdown.index("Some *words*")
+    report.tokens("Any text", [("\x00\r\u4e2d\ufffd", 0)])
     with pytest.raises(ArgumentError, match="picture name"):
         report.tokens("By call", [])
 

@@ -250,6 +250,9 @@ def test_death_between_checkpoints_repeats_the_steps(tmp_path):
     )
 
 
+READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+
+
 def grain_data():
     rows = np.arange(40, dtype=np.float32).reshape(40, 1)
     return grain.MapDataset.source(rows).seed(5).shuffle().repeat().batch(8)
@@ -259,8 +262,8 @@ def grain_data():
     "make",
     [
         grain_data,
-        lambda: grain_data().to_iter_dataset(),
-        lambda: iter(grain_data().to_iter_dataset()),
+        lambda: grain_data().to_iter_dataset(READ),
+        lambda: iter(grain_data().to_iter_dataset(READ)),
         lambda: [grain_data()[t] for t in range(7)],
         lambda: (grain_data()[t] for t in range(7)),
         lambda: lambda step: grain_data()[step],

@@ -80,6 +80,12 @@ def test_stacked_norms_and_biases_do_not_decay():
     }
 
 
+def test_split_layers_have_no_leading_axis():
+    layer = {"norm": {"scale": jnp.ones(4)}, "gate": jnp.ones((4, 8))}
+    expected = {"norm": {"scale": False}, "gate": True}
+    assert matrices_only({"layers": (layer, layer)}) == {"layers": (expected,) * 2}
+
+
 def adamw_by_hand(params, grads, *, steps, rate, decay, clip):
     b1, b2, eps = 0.9, 0.95, 1e-8
     norm = np.sqrt(sum((g**2).sum() for g in grads.values()))

@@ -1,0 +1,39 @@
+"""From predictions to emitted tokens, losslessly and in fewer calls."""
+
+from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
+from jtok.decode.generate import Generated, Stats, generate
+from jtok.decode.recycling import (
+    RecyclingState,
+    draft_tokens,
+    load_table,
+    save_table,
+    token_recycling,
+    update_table,
+)
+from jtok.decode.templates import recycling_template
+from jtok.decode.types import Drafter, Needs, Proposal, Tokens, Verdict
+from jtok.decode.verify import Accepted, accept, truncate
+
+__all__ = [
+    "Accepted",
+    "Drafter",
+    "Generated",
+    "Needs",
+    "Proposal",
+    "RecyclingState",
+    "Stats",
+    "Tokens",
+    "Verdict",
+    "accept",
+    "draft_tokens",
+    "find_continuation",
+    "generate",
+    "load_table",
+    "no_drafter",
+    "prompt_lookup",
+    "recycling_template",
+    "save_table",
+    "token_recycling",
+    "truncate",
+    "update_table",
+]

@@ -1,0 +1,151 @@
+"""The contract between drafters, the verifier and the loop."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jtok.models import Info, StepInput
+from jtok.ops import Readout, Tree, ancestor_mask
+
+__all__ = ["Drafter", "Needs", "Proposal", "Tokens", "Verdict"]
+
+PyTree = Any
+
+
+@struct.dataclass
+class Tokens:
+    """What is known of every row: prompt and emitted tokens.
+
+    Attributes:
+      ids: `[batch, capacity]` int32; entries at `count` and above mean nothing.
+      count: `[batch]` int32, at least 1.
+    """
+
+    ids: jax.Array
+    count: jax.Array
+
+    @property
+    def root(self) -> jax.Array:
+        """`[batch]` int32 newest token, which the target has not seen yet."""
+        return jnp.take_along_axis(self.ids, self.count[:, None] - 1, axis=1)[:, 0]
+
+
+@struct.dataclass
+class Proposal:
+    """A tree of drafts, the same shape in every call. Node 0 is the root.
+
+    Give `tree` where the shape is fixed, else `parent` and `depth` as data.
+
+    Attributes:
+      tokens: `[batch, nodes]` int32, the root first.
+      valid: `[batch, nodes]` bool; an invalid node is never accepted.
+      parent: `[batch, nodes]` int32 with -1 at the root, or None.
+      depth: `[batch, nodes]` int32, or None.
+      q: `[batch, nodes, vocab]` the law each token was drawn from; None for a point
+        mass.
+      extra: further slots to run (mask tokens): `extra.allow` is
+        `[batch, extra, nodes + extra]`. They are never verified and never kept.
+      tree: static tree, or None.
+      max_depth: static bound on `depth` where there is no `tree`.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    parent: jax.Array | None = None
+    depth: jax.Array | None = None
+    q: jax.Array | None = None
+    extra: StepInput | None = None
+    tree: Tree | None = struct.field(pytree_node=False, default=None)
+    max_depth: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def deepest(self) -> int:
+        """Most drafts that one call can accept (static)."""
+        return self.max_depth if self.tree is None else self.tree.max_depth
+
+    def shape(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`parent`, `depth` `[batch, nodes]`; `ancestors` `[batch, nodes, nodes]`."""
+        batch, nodes = self.tokens.shape
+        if self.tree is None:
+            mask = ancestor_mask(self.parent, max_depth=self.max_depth)
+            return self.parent, self.depth, mask
+        parent = jnp.asarray(np.array(self.tree.parent, np.int32))
+        depth, mask = jnp.asarray(self.tree.depth), jnp.asarray(self.tree.ancestors)
+        return (
+            jnp.broadcast_to(parent, (batch, nodes)),
+            jnp.broadcast_to(depth, (batch, nodes)),
+            jnp.broadcast_to(mask, (batch, nodes, nodes)),
+        )
+
+
+@struct.dataclass
+class Verdict:
+    """What the target made of a proposal, or of a chunk of the prompt.
+
+    Attributes:
+      tokens: `[batch, nodes]` int32 as proposed.
+      valid: `[batch, nodes]` bool; False everywhere in finished rows.
+      path: `[batch, depth + 1]` int32 accepted nodes, root first, -1 below.
+      count: `[batch]` int32 nodes of the path that were kept; as many tokens were
+        emitted. 0 in finished rows.
+      emitted: `[batch, depth + 1]` int32, the first `count` are real.
+      readout: what `Needs` asked for, at every node.
+      hidden: `[batch, nodes, dim]`.
+      extra_hidden: `[batch, extra, dim]` or None.
+      taps: activations by (site, layer), as `Needs.taps` asked.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    path: jax.Array
+    count: jax.Array
+    emitted: jax.Array
+    readout: Readout
+    hidden: jax.Array
+    extra_hidden: jax.Array | None = None
+    taps: dict[Any, jax.Array] = struct.field(default_factory=dict)
+
+
+class Needs(NamedTuple):
+    """What a drafter wants from the target at every node.
+
+    Attributes:
+      top_k: how many best ids and logits.
+      taps: (site, layer) activations.
+      prefill: whether `update` is called for chunks of the prompt, too.
+    """
+
+    top_k: int = 0
+    taps: tuple[tuple[str, int], ...] = ()
+    prefill: bool = False
+
+
+class Drafter(NamedTuple):
+    """Proposes tokens; whatever it proposes, it cannot change what is emitted.
+
+    Attributes:
+      init: `(Info, Tokens) -> state` for a batch of prompts.
+      propose: `(state, Tokens) -> (Proposal, state)`.
+      update: `(state, Verdict) -> state`.
+      needs: what `update` reads.
+      inherit: `(fresh state, state of an earlier call) -> state`; None where nothing
+        outlives a prompt.
+      gave_up: `state -> bool[batch]`; once every live row gave up, calls have one
+        node. None means never.
+
+    Example:
+      >>> from jtok.decode import prompt_lookup
+      >>> prompt_lookup().needs.top_k
+      0
+    """
+
+    init: Callable[[Info, Tokens], PyTree]
+    propose: Callable[[PyTree, Tokens], tuple[Proposal, PyTree]]
+    update: Callable[[PyTree, Verdict], PyTree]
+    needs: Needs = Needs()
+    inherit: Callable[[PyTree, PyTree], PyTree] | None = None
+    gave_up: Callable[[PyTree], jax.Array] | None = None
