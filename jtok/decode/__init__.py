@@ -1,5 +1,13 @@
 """From predictions to emitted tokens, losslessly and in fewer calls."""
 
+from jtok.decode.calibrate import (
+    CostCurve,
+    Tuned,
+    choose_template,
+    cost_curve,
+    prune_template,
+    tune_template,
+)
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.recycling import (
@@ -16,6 +24,7 @@ from jtok.decode.verify import Accepted, accept, truncate
 
 __all__ = [
     "Accepted",
+    "CostCurve",
     "Drafter",
     "Generated",
     "Needs",
@@ -23,17 +32,22 @@ __all__ = [
     "RecyclingState",
     "Stats",
     "Tokens",
+    "Tuned",
     "Verdict",
     "accept",
+    "choose_template",
+    "cost_curve",
     "draft_tokens",
     "find_continuation",
     "generate",
     "load_table",
     "no_drafter",
     "prompt_lookup",
+    "prune_template",
     "recycling_template",
     "save_table",
     "token_recycling",
     "truncate",
+    "tune_template",
     "update_table",
 ]
