@@ -104,14 +104,14 @@ def _assignments(tree: ast.Module) -> dict[str, ast.expr]:
     found: dict[str, ast.expr] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign):
-            targets = node.targets
+            targets, value = node.targets, node.value
         elif isinstance(node, ast.AnnAssign) and node.value is not None:
-            targets = [node.target]
+            targets, value = [node.target], node.value
         else:
             continue
         for target in targets:
             if isinstance(target, ast.Name):
-                found[target.id] = node.value
+                found[target.id] = value
     return found
 
 
@@ -119,7 +119,7 @@ def _keys(path: Path, value: ast.expr) -> tuple[str, ...]:
     keys = value.keys if isinstance(value, ast.Dict) else [None]
     if not all(isinstance(k, ast.Constant) and isinstance(k.value, str) for k in keys):
         raise CatalogError(f"{path.name}: PRESETS must be a dict with literal names.")
-    return tuple(key.value for key in keys)  # type: ignore[union-attr, misc]
+    return tuple(key.value for key in keys)  # type: ignore[union-attr]
 
 
 def _literal(

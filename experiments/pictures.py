@@ -67,8 +67,9 @@ def tokens_figure(tokens: Sequence[tuple[str, int]]) -> Any:
 
     pieces = list(_layout(tokens))
     lines = 1 + max((line for line, *_ in pieces), default=0)
-    size = (_COLUMNS * _ADVANCE, lines * _LEADING)
-    fig = Figure(figsize=tuple(ems * _FONT_POINTS / 72 for ems in size))
+    inch = _FONT_POINTS / 72
+    size = (_COLUMNS * _ADVANCE * inch, lines * _LEADING * inch)
+    fig = Figure(figsize=size)
     FigureCanvasAgg(fig)
     axes = fig.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, _COLUMNS), ylim=(lines, 0))

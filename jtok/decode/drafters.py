@@ -140,16 +140,16 @@ def find_continuation(
         back = size - 1
         shifted = jnp.pad(ids, ((0, 0), (back, 0)), constant_values=-1)[:, :capacity]
         last = jnp.take_along_axis(ids, jnp.maximum(count - size, 0)[:, None], axis=1)
-        matches &= (shifted == last) & (places >= back)
+        matches &= (shifted == last) & (places >= back)[None]
         if size < min_ngram:
             continue
-        after = count[:, None] - (places + 1)
+        after = count[:, None] - (places + 1)[None]
         enough = after >= (num_draft if whole else 1)
         # The n-gram must be shorter than the text, and stand before its end.
         good = matches & enough & (count[:, None] > size)
         hit = jnp.argmax(good, axis=1).astype(jnp.int32)
         best = jnp.where(jnp.any(good, axis=1), hit + 1, best)
-    wanted = best[:, None] + jnp.arange(num_draft)
+    wanted = best[:, None] + jnp.arange(num_draft)[None]
     found = (best[:, None] >= 0) & (wanted < count[:, None])
     drafts = jnp.take_along_axis(ids, jnp.clip(wanted, 0, capacity - 1), axis=1)
     return drafts, found

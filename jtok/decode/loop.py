@@ -181,7 +181,7 @@ def _prefill(
 
     def feed(index: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         cache, state = carry
-        positions = jnp.broadcast_to(index * width + offsets, (rows, width))
+        positions = jnp.broadcast_to(index * width + offsets[None], (rows, width))
         valid = positions < todo[:, None]
         ids = jnp.take_along_axis(tokens.ids, positions, axis=1, mode="clip")
         step = StepInput(ids, positions, causal, valid)
@@ -268,7 +268,7 @@ def _step(
         accepted, live=live, budget=batch.budget - produced, stop_ids=batch.stop_ids
     )
     cache = target.commit(cache, accepted.path, count)
-    kept = jnp.arange(accepted.path.shape[1]) < count[:, None]
+    kept = jnp.arange(accepted.path.shape[1])[None] < count[:, None]
     verdict = Verdict(
         tokens=proposal.tokens,
         valid=proposal.valid & live[:, None],
@@ -321,7 +321,7 @@ def _record(
 ) -> State:
     """Appends what was emitted and counts it."""
     old, count = state.tokens, verdict.count
-    kept = jnp.arange(verdict.path.shape[1]) < count[:, None]
+    kept = jnp.arange(verdict.path.shape[1])[None] < count[:, None]
     path = jnp.maximum(verdict.path, 0)
 
     def append(buffer: Array, new: Array) -> Array:

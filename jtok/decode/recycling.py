@@ -149,7 +149,7 @@ def _drafter(
         ids, fresh = draft_tokens(state.table, tokens.root, tree)
         valid = jnp.ones_like(fresh) if official else fresh
         if min_accept is not None:
-            is_root = jnp.arange(tree.num_nodes) == 0
+            is_root = (jnp.arange(tree.num_nodes) == 0)[None]
             valid = valid & (is_root | ~gave_up(state)[:, None])
         return Proposal(ids, valid, tree=tree), state
 
@@ -214,7 +214,7 @@ def draft_tokens(
             row = jnp.arange(table.shape[0])[:, None]
             candidates = table[row, tokens, rank[start:stop]]
             best = table[row, tokens, 0]
-        new = (rank[start:stop] == 0) | (candidates != best)
+        new = (rank[None, start:stop] == 0) | (candidates != best)
         fresh.append(fresh[-1][:, above] & new)
         levels.append(candidates)
         first = int(start)

@@ -97,7 +97,7 @@ def truncate(
       ([2], [True])
     """
     length = accepted.emitted.shape[1]
-    is_stop = jnp.any(accepted.emitted[..., None] == stop_ids, axis=-1)
+    is_stop = jnp.any(accepted.emitted[..., None] == stop_ids[None, None], axis=-1)
     first = jnp.where(jnp.any(is_stop, -1), jnp.argmax(is_stop, -1) + 1, length + 1)
     count = jnp.minimum(jnp.minimum(accepted.drafts + 1, first), budget)
     count = jnp.where(live, count, 0).astype(jnp.int32)

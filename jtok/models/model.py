@@ -237,7 +237,7 @@ def forward(
     batch, seq = inputs.shape[:2]
     if positions is None:
         start = 0 if cache is None else cache.length[:, None]
-        positions = jnp.broadcast_to(start + jnp.arange(seq), (batch, seq))
+        positions = jnp.broadcast_to(start + jnp.arange(seq)[None], (batch, seq))
     allow = _allow(mask, batch, seq)
     x = _embed(params, config, inputs, positions)
     x = constrain(x, "batch", "seq", "embed")
@@ -309,9 +309,7 @@ def _attend(
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
         if layer_cache is None:
-            mixed = attention(
-                query, key, value, allow, scale=scale, bias=bias
-            )
+            mixed = attention(query, key, value, allow, scale=scale, bias=bias)
         else:
             mixed = cached_attention(
                 query, key, value, *layer_cache, length, allow, scale=scale
@@ -401,7 +399,7 @@ def _logits(params: PyTree, hidden: Array, which: Any) -> Array | None:
         rows = jnp.take_along_axis(hidden, index[..., None], axis=1)
     weight, bias = unembedding(params)
     logits = jnp.einsum("bnd,vd->bnv", rows, weight, preferred_element_type=jnp.float32)
-    return logits if bias is None else logits + bias.astype(jnp.float32)
+    return logits if bias is None else logits + bias.astype(jnp.float32)[None, None]
 
 
 def init_cache(config: nn.DecoderConfig, batch: int, capacity: int) -> Cache:

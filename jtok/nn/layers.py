@@ -62,7 +62,8 @@ class Linear(nn.Module):
         y = x @ kernel
         if self.use_bias:
             zeros = nn.initializers.zeros
-            y = y + self.param("bias", zeros, (self.features,), self.param_dtype)
+            bias = self.param("bias", zeros, (self.features,), self.param_dtype)
+            y = y + jnp.broadcast_to(bias, y.shape)
         return y
 
 
@@ -84,10 +85,12 @@ class Norm(nn.Module):
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         y = wide * jax.lax.rsqrt(variance + config.norm_eps)
+        wide_scale = jnp.broadcast_to(scale, y.shape)
         if config.norm == "layer":
             bias = self.param("bias", nn.initializers.zeros, shape, config.dtype)
-            return (y * scale + bias).astype(x.dtype)
-        return y.astype(x.dtype) * scale
+            bias = jnp.broadcast_to(bias, y.shape)
+            return (y * wide_scale + bias).astype(x.dtype)
+        return y.astype(x.dtype) * wide_scale
 
 
 class Mlp(nn.Module):

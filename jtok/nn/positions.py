@@ -83,7 +83,9 @@ def rotate(
       [1.0, 1.0]
     """
     half = len(frequencies)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    angles = (
+        positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
+    )
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin, rest]

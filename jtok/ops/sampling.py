@@ -115,7 +115,9 @@ def filter_logits(
         order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
         probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         before = jnp.cumsum(probs, axis=-1) - probs
-        keep_sorted = (before < top_p[..., None]).at[..., 0].set(True)
+        bound = top_p[..., None]
+        # The sum may round to 1 before the last tokens; a bound of 1 keeps them all.
+        keep_sorted = ((before < bound) | (bound >= 1)).at[..., 0].set(True)
         rank = jnp.argsort(order, axis=-1)
         kept = jnp.take_along_axis(keep_sorted, rank, axis=-1)
         logits = jnp.where(kept, logits, -jnp.inf)

@@ -164,8 +164,8 @@ def partition_spec(
       ArgumentError: a name without a rule, or a length unlike that of `shape`.
 
     Example:
-      >>> partition_spec(("batch", "embed"))
-      PartitionSpec(None, None)
+      >>> tuple(partition_spec(("batch", "embed")))
+      (None, None)
     """
     for name in logical_axes:
         if name is not None and name not in rules:

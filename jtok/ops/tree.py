@@ -227,7 +227,7 @@ def ancestor_mask(
     above = jnp.maximum(parent, 0)[..., None]
     has_parent = (parent >= 0)[..., None]
 
-    def grow(_: int, mask: jax.Array) -> jax.Array:
+    def grow(_: int | jax.Array, mask: jax.Array) -> jax.Array:
         inherited = jnp.take_along_axis(mask, above, axis=1)
         return itself | (has_parent & inherited)
 

@@ -51,7 +51,7 @@ class Draw:
         """Noise of `ids` at every node; nodes of one depth share it."""
         batch = self.depth.shape[0]
         levels = jnp.arange(self.max_depth + 1)
-        positions = self.start[:, None] + levels
+        positions = self.start[:, None] + levels[None]
         every = jnp.broadcast_to(ids, (batch, self.max_depth + 1, ids.shape[0]))
         noise = sampling.gumbel_at(self.keys, positions, every)
         if self.max_depth == 0:
@@ -147,7 +147,7 @@ def readout(
         )
         if bias is not None:
             part = jax.lax.dynamic_slice_in_dim(bias, start, width, axis=0)
-            logits = logits + part.astype(jnp.float32)
+            logits = logits + part.astype(jnp.float32)[None, None]
         return logits
 
     if dense or vocab <= block:
@@ -200,7 +200,7 @@ def _top(logits: Array, count: int) -> tuple[Array | None, Array | None]:
 
 
 def _gap(scores: Array, choice: Array) -> Array:
-    ids = jnp.arange(scores.shape[-1])
+    ids = jnp.arange(scores.shape[-1])[None, None]
     best = jnp.take_along_axis(scores, choice[..., None], axis=-1)[..., 0]
     rest = jnp.where(ids == choice[..., None], -jnp.inf, scores)
     return best - jnp.max(rest, axis=-1)
@@ -232,7 +232,8 @@ def _blocked(
         start = jnp.minimum(index * block, vocab - block)
         ids = (start + jnp.arange(block)).astype(jnp.int32)
         # The last block is moved back inside the vocabulary; what it repeats is masked.
-        logits = jnp.where(ids >= index * block, logits_of(start, block), -jnp.inf)
+        fresh = (ids >= index * block)[None, None]
+        logits = jnp.where(fresh, logits_of(start, block), -jnp.inf)
         out = dict(carry)
         if want.log_sum_exp:
             out["lse"] = jnp.logaddexp(carry["lse"], jax.nn.logsumexp(logits, axis=-1))
@@ -330,7 +331,7 @@ def cross_entropy(
             "td,vd->tv", some, weight, preferred_element_type=jnp.float32
         )
         if bias is not None:
-            logits = logits + bias.astype(jnp.float32)
+            logits = logits + bias.astype(jnp.float32)[None]
         if softcap is not None:
             logits = softcap * jnp.tanh(logits / softcap)
         picked = jnp.take_along_axis(logits, targets[:, None], axis=-1, mode="clip")

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
-from jtok.errors import ArgumentError, ArgumentTypeError, check
+from jtok.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    VocabMismatchError,
+    check,
+)
 from jtok.ops.sharding import constrain
 
 __all__ = ["bits_per_byte", "lm_loss"]
@@ -42,7 +47,13 @@ def lm_loss(
       ArgumentTypeError: `model` has no `replace`; while tracing: a batch without
         `tokens`.
 
-    Example: `fit(lm_loss(model), model.params, data=packed_batches(...), ...)`.
+    Example:
+      >>> from jtok.testing import tiny_model
+      >>> model, batch = tiny_model(), {"tokens": jnp.ones((2, 9), jnp.int32)}
+      >>> loss, (metrics, _) = lm_loss(model)(
+      ...     model.params, None, None, batch, jax.random.key(0))
+      >>> int(metrics["tokens"])
+      16
     """
     if not hasattr(model, "replace"):
         kind = type(model).__name__
@@ -102,9 +113,8 @@ def _token_nats(
     tokens = constrain(tokens, "batch", None)
     hidden = model(tokens[:, :-1], logits="none", **options).hidden
     weight, bias = model.unembedding()
-    sizes = {} if chunk is None else {"chunk": chunk}
     return cross_entropy(
-        hidden, weight, tokens[:, 1:], bias=bias, softcap=softcap, **sizes
+        hidden, weight, tokens[:, 1:], bias=bias, softcap=softcap, chunk=chunk
     )
 
 
@@ -145,8 +155,15 @@ def bits_per_byte(
     Raises:
       ArgumentError: a number out of range, no byte of text, or no start token known.
       ArgumentTypeError: `texts` is one string.
+      VocabMismatchError: an id that the model has no row for.
 
-    Example: `bits_per_byte(model, vocabulary, ["held out"], length=128)`.
+    Example:
+      >>> from jtok.testing import tiny_model, tiny_vocabulary
+      >>> vocabulary = tiny_vocabulary()
+      >>> model = tiny_model(vocab_size=vocabulary.size)
+      >>> bits = bits_per_byte(model, vocabulary, ["held out"], length=8, start_id=0)
+      >>> 0 < bits < 16
+      True
     """
     if isinstance(texts, str | bytes):
         raise ArgumentTypeError("texts: got one string, expected several in a list.")
@@ -158,8 +175,9 @@ def bits_per_byte(
     texts = list(texts)
     num_bytes = sum(len(text.encode()) for text in texts)
     check(num_bytes > 0, "texts", "no byte of text", "some text")
+    vocab = model.unembedding()[0].shape[0]
     windows = itertools.chain.from_iterable(
-        _windows(np.asarray(encode(text)), start, length, step) for text in texts
+        _windows(_ids(encode, text, vocab), start, length, step) for text in texts
     )
     unused = (np.full(length + 1, start, np.int32), np.zeros(length, bool))
     nats = 0.0
@@ -183,6 +201,15 @@ def _encoder(vocabulary: Any, start_id: int | None) -> tuple[Callable[[str], Any
         return vocabulary.encode, start_id
     # The start token stands before the text already.
     return lambda text: vocabulary.encode(text, specials=False), start_id
+
+
+def _ids(encode: Callable[[str], Any], text: str, vocab: int) -> np.ndarray:
+    ids = np.asarray(encode(text), np.int32)
+    if ids.size and not (ids.min() >= 0 and ids.max() < vocab):
+        raise VocabMismatchError(
+            f"vocabulary: it gives the id {ids.max()}, the model has {vocab} rows."
+        )
+    return ids
 
 
 def _windows(

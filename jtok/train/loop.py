@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jtok.errors import ArgumentError, ArgumentTypeError, JtokError, check
 from jtok.ops.sharding import (
@@ -146,6 +146,8 @@ def fit(
     _check_arguments(counts, loss_fn, trainable, optimizer, key)
     given = current_mesh()
     mesh = auto_mesh(given)
+    if isinstance(mesh, AbstractMesh):
+        raise ArgumentError("fit: called while tracing, expected outside jit.")
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
         run = _Run(
             loss_fn, optimizer, key, Source(data), accumulate, log_every, steps, mesh
@@ -336,7 +338,7 @@ class _Run:
         """Reads the metrics since the last time, which waits for the device."""
         fetched = jax.device_get(self._pending)
         now = time.perf_counter()
-        rows = []
+        rows: list[dict[str, Any]] = []
         for offset, values in enumerate(fetched):
             row: dict[str, Any] = {"step": done - len(fetched) + 1 + offset}
             for name in sorted(values, key=lambda name: (name != "loss", name)):
