@@ -84,7 +84,8 @@ class Config:
       tune_prompts: prompts (of their own) that choose the tree.
       timed_prompts: prompts of the timed runs.
       rounds: timed runs of each method, in turns.
-      random_width: width of the random model with an oracle, 0 to leave it out.
+      sizes: numbers of nodes whose cost is measured.
+      random_width: width of the random model with scripted drafts.
       random_layers: its layers.
       dtype: of the parameters.
       seed: of prompts and sampling.
@@ -99,6 +100,7 @@ class Config:
     tune_prompts: int = 6
     timed_prompts: int = 4
     rounds: int = 7
+    sizes: tuple[int, ...] = (1, 4, 8, 16, 32, 81)
     random_width: int = 512
     random_layers: int = 8
     dtype: str = "float32"
@@ -108,13 +110,14 @@ class Config:
 PRESETS = {
     "smoke": Config(
         small=False, prompts=2, new_tokens=24, prompt_tokens=24, ablate=(8,),
-        tune_prompts=1, timed_prompts=1, rounds=1, random_width=64, random_layers=2,
+        tune_prompts=1, timed_prompts=1, rounds=1, sizes=(1, 8),
+        random_width=64, random_layers=2,
     ),
     "small": Config(),
     "target_7m": Config(model="data:checkpoints/target-7m", prompts=20),
     "full": Config(
         model="lmsys/vicuna-7b-v1.3", prompts=160, new_tokens=1024, dtype="bfloat16",
-        prompt_tokens=1024, random_width=0, tune_prompts=20, timed_prompts=20,
+        prompt_tokens=1024, tune_prompts=20, timed_prompts=20,
     ),
 }  # fmt: skip
 
@@ -206,7 +209,7 @@ def _prompts(
         for kind in ("code", "english")
     }
     for kind, some in texts.items():
-        report.data(f"standard library, held-out {kind}", "\0".join(some))
+        report.data(f"standard library, held-out {kind}", "\n".join(some).encode())
     try:
         path = testing.data("tasks/gsm8k_train.jsonl")
     except DataNotFoundError:
@@ -435,12 +438,12 @@ def _report_wall_clock(
         for some in domains.values()
         for p in some[config.tune_prompts :][: config.timed_prompts]
     ]
+    costs = cost_curve(
+        model, sizes=config.sizes, cached=config.prompt_tokens,
+        calls=min(64, config.new_tokens),
+    )  # fmt: skip
     rows, hits = [], None
     for temperature in (0.0, 1.0):
-        costs = cost_curve(
-            model, temperature=temperature, cached=config.prompt_tokens,
-            calls=min(64, config.new_tokens),
-        )  # fmt: skip
         tuned = tune_template(
             model, tune, costs=costs, max_new_tokens=config.new_tokens,
             temperature=temperature,
@@ -538,15 +541,9 @@ def _report_oracle(hits: np.ndarray, config: Config, report: Any) -> None:
     Random weights have no text to recycle, so drafts are scripted: each call finds
     the true continuation down to a depth drawn from the measured acceptance.
     """
-    if config.random_width == 0:
-        _claim_speed(
-            "wall_clock_30m", {"nodes": 0, "speed-up": 0.0, "lowest": 0, "highest": 0},
-            1, report,
-        )  # fmt: skip
-        return
     model = _random_model(config)
     prompt = np.arange(1, 65) * 37 % model.config.vocab_size
-    costs = cost_curve(model, calls=48)
+    costs = cost_curve(model, sizes=config.sizes, calls=48)
     tree, expected = choose_template(recycling_template(), hits, costs)
     kept = _depth_law(recycling_template(), hits, tree)
     plain = generate(model, prompt, max_new_tokens=config.new_tokens, stop_ids=())

@@ -62,7 +62,9 @@ class Tuned(NamedTuple):
     speedup: float
 
 
-def prune_template(tree: Tree, node_hits: Sequence[int], *, nodes: int) -> Tree:
+def prune_template(
+    tree: Tree, node_hits: Sequence[int] | np.ndarray, *, nodes: int
+) -> Tree:
     """Keeps the nodes that were accepted most often.
 
     A node is never accepted more often than its parent, and ties go to the lower
@@ -99,14 +101,15 @@ def prune_template(tree: Tree, node_hits: Sequence[int], *, nodes: int) -> Tree:
 
 
 def choose_template(
-    tree: Tree, node_hits: Sequence[int], costs: CostCurve
+    tree: Tree, node_hits: Sequence[int] | np.ndarray, costs: CostCurve
 ) -> tuple[Tree, float]:
     """The prefix-closed part of a template with the most tokens a second.
 
     Args:
       tree: the template that was measured.
       node_hits: `[tree.num_nodes]` counts; `node_hits[0]` is the number of calls.
-      costs: what calls cost on this machine.
+      costs: what calls cost on this machine; no larger tree than the largest that
+        was measured is chosen.
 
     Returns:
       The tree (of equal ones the smallest), and its expected tokens a call.
@@ -122,8 +125,8 @@ def choose_template(
     hits = np.asarray(node_hits, np.float64)
     check(hits[0] > 0, "node_hits", hits[0], "at least one call at the root")
     prune_template(tree, node_hits, nodes=tree.num_nodes)
-    sizes = np.arange(1, tree.num_nodes + 1)
-    expected = np.cumsum(np.sort(hits)[::-1]) / hits[0]
+    sizes = np.arange(1, min(tree.num_nodes, costs.nodes[-1]) + 1)
+    expected = np.cumsum(np.sort(hits)[::-1])[: len(sizes)] / hits[0]
     seconds = np.array([costs.at(int(size)) for size in sizes])
     best = int(sizes[np.argmax(expected / seconds)])
     return prune_template(tree, node_hits, nodes=best), float(expected[best - 1])

@@ -23,7 +23,7 @@ __all__ = ["Generated", "Stats", "generate"]
 PyTree = Any
 Prompt = str | Sequence[int] | np.ndarray
 _ROUND = 128
-_CHUNK = 256
+_CHUNKS = (64, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +246,7 @@ def _check_id(argument: str, token: int, vocab_size: int) -> None:
 
 def _per_row(argument: str, value: Any, count: int, kind: type) -> list[Any]:
     """One value a row, from one for all or one for each."""
+    values: list[Any]
     if isinstance(value, (int, float, np.number)):
         values = [value] * count
     else:
@@ -318,7 +319,7 @@ def _batch(
 ) -> tuple[loop.Batch, loop.Rules]:
     count, longest = len(rows), max(map(len, rows))
     # Size classes, so that other prompts reuse what was compiled.
-    chunk = min(_CHUNK, max(16, 1 << (max(longest - 2, 1)).bit_length()))
+    chunk = next((size for size in _CHUNKS if longest <= size), _CHUNKS[-1])
     nodes = _num_nodes(drafter, target, count)
     need = max(longest + chunk, longest + max(budgets) + nodes)
     capacity = -(-need // _ROUND) * _ROUND
@@ -350,7 +351,7 @@ def _batch(
 
 def _num_nodes(drafter: Drafter, target: Target, count: int) -> int:
     """Query slots of a call, without running anything."""
-    shape = jax.ShapeDtypeStruct
+    shape: Any = jax.ShapeDtypeStruct
     tokens = Tokens(shape((count, _ROUND), jnp.int32), shape((count,), jnp.int32))
 
     def first(tokens: Tokens) -> Any:

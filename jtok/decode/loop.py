@@ -1,5 +1,6 @@
 """The decoding loop: prompt, then draft, step, verify, commit, all on the device."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -280,11 +281,12 @@ def _step(
         extra_hidden=None if proposal.extra is None else out.hidden[:, nodes:],
         taps=out.taps,
     )
-    state = state.replace(drafter=drafter.update(drafter_state, verdict), cache=cache)
+    drafter_state = drafter.update(drafter_state, verdict)
+    state = dataclasses.replace(state, drafter=drafter_state, cache=cache)
     return _record(state, batch, verdict, stopped, live)
 
 
-def _with_extra(step: StepInput, extra: StepInput | None) -> StepInput:
+def _with_extra(step: Any, extra: Any) -> StepInput:
     if extra is None:
         return step
     rows, nodes = step.positions.shape
@@ -332,12 +334,13 @@ def _record(
     tokens = Tokens(append(old.ids, verdict.emitted), old.count + count)
     calls = jnp.broadcast_to(state.calls[:, None], kept.shape)
     gaps = state.gaps
-    if gaps.shape[1]:
+    if verdict.readout.gap is not None:
         gaps = append(gaps, jnp.take_along_axis(verdict.readout.gap, path, axis=1))
     spent = tokens.count - batch.tokens.count >= batch.budget
     nodes = verdict.tokens.shape[1]
     hits = jnp.where(kept, 1, 0)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         tokens=tokens,
         live=live & ~stopped & ~spent,
         stopped=state.stopped | stopped,

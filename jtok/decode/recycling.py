@@ -7,6 +7,7 @@ level at a time, and every node that the model has seen refreshes its token's ro
 Source: Luo et al. 2024, arXiv 2408.08696, section 3.
 """
 
+import dataclasses
 import functools
 import os
 from typing import Any, Literal
@@ -154,9 +155,10 @@ def _drafter(
         return Proposal(ids, valid, tree=tree), state
 
     def update(state: RecyclingState, verdict: Verdict) -> RecyclingState:
-        seen, rows = verdict.valid, verdict.readout.top_ids
-        table = update_table(state.table, verdict.tokens, rows, seen)
-        return state.replace(
+        rows: Any = verdict.readout.top_ids
+        table = update_table(state.table, verdict.tokens, rows, verdict.valid)
+        return dataclasses.replace(
+            state,
             table=table,
             calls=state.calls + (verdict.count > 0),
             emitted=state.emitted + verdict.count,
@@ -169,7 +171,7 @@ def _drafter(
                 f"drafter_state: got a table of shape {table.shape}, expected "
                 f"{fresh.table.shape}."
             )
-        return fresh.replace(table=table.astype(jnp.int32))
+        return dataclasses.replace(fresh, table=table.astype(jnp.int32))
 
     return Drafter(
         init,

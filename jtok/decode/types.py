@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jtok.errors import ArgumentError
 from jtok.models import Info, StepInput
 from jtok.ops import Readout, Tree, ancestor_mask
 
@@ -71,6 +72,8 @@ class Proposal:
         """`parent`, `depth` `[batch, nodes]`; `ancestors` `[batch, nodes, nodes]`."""
         batch, nodes = self.tokens.shape
         if self.tree is None:
+            if self.parent is None or self.depth is None:
+                raise ArgumentError("parent, depth: got None, expected both or a tree.")
             mask = ancestor_mask(self.parent, max_depth=self.max_depth)
             return self.parent, self.depth, mask
         parent = jnp.asarray(np.array(self.tree.parent, np.int32))

@@ -62,7 +62,9 @@ def param_axes(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def config_from(fields: Mapping[str, Any], *, dtype: str | None = None) -> Any:
+def config_from(
+    fields: Mapping[str, Any], *, dtype: str | None = None
+) -> nn.DecoderConfig:
     """Translates the fields of a `config.json`.
 
     Args:
@@ -161,8 +163,13 @@ def init(
       >>> model.params["embed"]["tokens"].shape
       (8, 4)
     """
-    if not isinstance(config, nn.DecoderConfig):
-        config = config_from(config)
+    made = config if isinstance(config, nn.DecoderConfig) else config_from(config)
+    return _init(made, key, vocabulary)
+
+
+def _init(
+    config: nn.DecoderConfig, key: jax.Array, vocabulary: Vocabulary | None
+) -> Model:
     _check_vocabulary(vocabulary, config, "vocabulary")
     params = jax.jit(_init_params, static_argnums=0)(config, key)
     params = shard_tree(params, param_axes(params))

@@ -191,7 +191,7 @@ class Model:
             mask=mask,
             bias=bias,
             cache=cache,
-            taps=taps if isinstance(taps, Taps) else Taps(tuple(taps or ())),
+            taps=_as_taps(taps),
             logits=logits,
         )
 
@@ -209,6 +209,10 @@ class Model:
         from jtok.models.target import model_target
 
         return model_target(self.config)
+
+
+def _as_taps(taps: Any) -> Taps:
+    return taps if isinstance(taps, Taps) else Taps(tuple(taps or ()))
 
 
 def unembedding(params: PyTree) -> tuple[jax.Array, jax.Array | None]:
@@ -244,9 +248,11 @@ def forward(
     layers = params["layers"]
     run = _unrolled if isinstance(layers, tuple) else _scanned
     x, pending, read = run(layers, config, x, positions, allow, bias, cache, taps)
+    if cache is not None:
+        pending = _after(x, pending)
     norm = nn.Norm(config)
-    hidden = norm.apply({"params": params["final_norm"]}, x)
-    out_cache = None if cache is None else cache.replace(pending=pending)
+    hidden: Any = norm.apply({"params": params["final_norm"]}, x)
+    out_cache = None if cache is None else dataclasses.replace(cache, pending=pending)
     return Output(
         _logits(params, hidden, logits), hidden, _named(read, taps), out_cache
     )
@@ -303,7 +309,7 @@ def _attend(
     allow: Array,
     bias: Any,
     layer_cache: tuple[Array, Array] | None,
-    length: Array | None,
+    length: Any,
 ) -> Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]:
     scale = config.head_dim**-0.5
 
@@ -341,7 +347,8 @@ def _unrolled(
     layers: tuple[PyTree, ...], config: nn.DecoderConfig, x: Array, positions: Array,
     allow: Array, bias: Any, cache: Cache | None, taps: Taps,
 ) -> tuple[Array, Any, dict[str, list[Array]]]:  # fmt: skip
-    pending, collected = [], {site: [] for site in taps.sites}
+    pending: list[Any] = []
+    collected: dict[str, list[Array]] = {site: [] for site in taps.sites}
     for index, layer in enumerate(layers):
         old = None if cache is None else cache.layers[index]
         length = None if cache is None else cache.length
@@ -372,6 +379,18 @@ def _scanned(
     indices = jnp.arange(config.num_layers)
     x, read = jax.lax.scan(body, x, (indices, layers))
     return x, None, read
+
+
+def _after(x: Array, pending: PyTree) -> PyTree:
+    """The same keys and values, which XLA cannot know before it has `x`.
+
+    `commit` writes into the buffers that the layers read. Where nothing orders the
+    two, XLA may write first, into a copy of the whole cache, at every step; it drops
+    an optimization barrier too early to be of use. So a row with a NaN in its output
+    gets NaN to keep.
+    """
+    broken = jnp.isnan(x[:, 0, 0])[:, None, None, None]
+    return jax.tree.map(lambda part: jnp.where(broken, jnp.nan, part), pending)
 
 
 def _named(read: dict[str, Any], taps: Taps) -> dict[Any, Array]:

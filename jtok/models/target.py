@@ -122,7 +122,7 @@ def model_target(
 
     def step(
         params: PyTree, cache: core.Cache, nodes: StepInput
-    ) -> tuple[StepOutput, core.Cache]:
+    ) -> tuple[StepOutput, PyTree]:
         out = core.forward(
             params,
             config,

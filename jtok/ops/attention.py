@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 __all__ = ["attention", "cached_attention", "write_rows"]
 
+_Running = tuple[Array, Array, Array]
+
 # Masked scores. Finite, so that a fully masked block gives weights of zero, not NaN.
 _MASKED = -1e30
 
@@ -110,7 +112,7 @@ def cached_attention(
     mixed = _mix(weights, value)
     width = min(block, capacity)
 
-    def add_block(index: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def add_block(index: Array, carry: _Running) -> _Running:
         best, total, mixed = carry
         # The last block is moved back inside; slots it repeats are masked.
         start = jnp.minimum(index * width, capacity - width)

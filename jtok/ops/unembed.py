@@ -215,8 +215,9 @@ def _blocked(
 ) -> Readout:
     """Running best, second best, top-k and log-sum-exp over blocks."""
     draw = want.draw
-    filtered = draw is not None and draw.top_k is not None and draw.top_k < vocab
-    keep = max(want.top_k, draw.top_k if draw is not None and filtered else 0)
+    among = 0 if draw is None or draw.top_k is None else draw.top_k
+    filtered = 0 < among < vocab
+    keep = max(want.top_k, among if filtered else 0)
     low = jnp.full(shape, -jnp.inf, jnp.float32)
     none = jnp.zeros(shape, jnp.int32)
     carry = {

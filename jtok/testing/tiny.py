@@ -1,5 +1,6 @@
 """Models small enough for any test, and vocabularies to go with them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -63,7 +64,7 @@ def tiny_model(
     config = tiny_config(vocab_size=vocab_size, family=family)
     model = models.init(config, jax.random.key(seed))
     grown = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, model.params)
-    return model.replace(params=grown)
+    return dataclasses.replace(model, params=grown)
 
 
 @functools.lru_cache(maxsize=4)
