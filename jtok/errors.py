@@ -83,7 +83,7 @@ def near(name: str, known: Any) -> str:
 
 
 def check(
-    condition: bool,
+    condition: Any,
     argument: str,
     got: Any,
     expected: str,
@@ -92,7 +92,7 @@ def check(
     """Raises `error` naming the argument, what it got and what it takes.
 
     Args:
-      condition: static truth value; nothing happens when it is true.
+      condition: a static truth value; nothing happens when it is true.
       argument: name of the argument at fault.
       got: the offending value, shown with `repr`.
       expected: what the argument takes, in words.
