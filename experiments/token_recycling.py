@@ -80,6 +80,7 @@ class Config:
       prompts: prompts of each domain.
       new_tokens: most tokens to emit for each.
       prompt_tokens: tokens of a prompt at most.
+      prompts_too: also a table that learns from prompts.
       ablate: sizes of trees to compare, the root not counted.
       tune_prompts: prompts (of their own) that choose the tree.
       timed_prompts: prompts of the timed runs.
@@ -96,6 +97,7 @@ class Config:
     prompts: int = 8
     new_tokens: int = 128
     prompt_tokens: int = 64
+    prompts_too: bool = True
     ablate: tuple[int, ...] = (8, 20, 40, 80)
     tune_prompts: int = 6
     timed_prompts: int = 4
@@ -109,7 +111,8 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        small=False, prompts=2, new_tokens=24, prompt_tokens=24, ablate=(8,),
+        small=False, prompts=2, new_tokens=24, prompt_tokens=24, ablate=(),
+        prompts_too=False,
         tune_prompts=1, timed_prompts=1, rounds=1, sizes=(1, 8),
         random_width=64, random_layers=2,
     ),
@@ -265,8 +268,9 @@ def _methods(
         "prompt lookup": (prompt_lookup(), False),
         "recycling, cold": (recycling, False),
         "recycling, inherited": (recycling, True),
-        "recycling, inherited + prompts": (warm, True),
     }
+    if config.prompts_too:
+        table["recycling, inherited + prompts"] = (warm, True)
     return {
         name: _decode(
             model, prompts, drafter, config, temperature=temperature,

@@ -23,6 +23,7 @@ TINY = dataclasses.replace(
     max_files=3,
     steps=12,
     length=32,
+    learning_rate=4e-3,
 )
 
 
