@@ -28,7 +28,7 @@ class Mutation(NamedTuple):
 
     Attributes:
       id: short and unique.
-      slug: the paper whose code it breaks, or "project".
+      slug: the paper whose code it breaks, "foundation" or "project".
       path: the file, from the project's root.
       before: text that occurs exactly once in the file, within one line.
       after: what stands there instead.
@@ -69,6 +69,97 @@ MUTATIONS: tuple[Mutation, ...] = (
         before="return max(tolerance(got.dtype)",
         after="return min(tolerance(got.dtype)",
         killed_by="tests/testing/test_tolerances.py::test_the_coarser_dtype_decides",
+    ),
+    Mutation(
+        id="rotation-one-position-late",
+        slug="foundation",
+        path="jtok/nn/positions.py",
+        before="positions[..., None, None].astype(jnp.float32) *",
+        after="(positions[..., None, None] + 1.0) *",
+        killed_by="tests/nn/test_positions.py"
+        "::test_rotation_multiplies_complex_numbers",
+    ),
+    Mutation(
+        id="cache-reads-one-slot-too-many",
+        slug="foundation",
+        path="jtok/ops/attention.py",
+        before="(slots[None] < length[:, None])",
+        after="(slots[None] <= length[:, None])",
+        killed_by="tests/ops/test_attention.py::test_cache_and_tree_are_one_softmax",
+    ),
+    Mutation(
+        id="ancestor-mask-dropped",
+        slug="foundation",
+        path="jtok/models/model.py",
+        before="return mask.astype(bool)",
+        after="return jnp.ones_like(mask, bool)",
+        killed_by="tests/models/test_target.py"
+        "::test_steps_wait_until_they_are_committed",
+    ),
+    Mutation(
+        id="scores-without-scale",
+        slug="foundation",
+        path="jtok/models/model.py",
+        before="scale = config.head_dim**-0.5",
+        after="scale = 1.0",
+        killed_by="tests/models/test_model.py::test_outputs_of_transformers",
+    ),
+    Mutation(
+        id="cache-written-before-it-is-read",
+        slug="foundation",
+        path="jtok/models/model.py",
+        before="pending = _after(x, pending)",
+        after="pending = tuple(pending)",
+        killed_by="tests/models/test_target.py"
+        "::test_temporaries_do_not_grow_with_the_capacity",
+    ),
+    Mutation(
+        id="tie-to-the-later-block",
+        slug="foundation",
+        path="jtok/ops/unembed.py",
+        before='better = best > carry["best"]',
+        after='better = best >= carry["best"]',
+        killed_by="tests/ops/test_unembed.py::test_all_outputs_of_the_greedy_readout",
+    ),
+    Mutation(
+        id="last-block-counted-twice",
+        slug="foundation",
+        path="jtok/ops/unembed.py",
+        before="fresh = (ids >= index * block)[None, None]",
+        after="fresh = (ids >= 0)[None, None]",
+        killed_by="tests/ops/test_unembed.py::test_all_outputs_of_the_greedy_readout",
+    ),
+    Mutation(
+        id="noise-of-the-position-before",
+        slug="foundation",
+        path="jtok/ops/unembed.py",
+        before="positions = self.start[:, None] + levels[None]",
+        after="positions = self.start[:, None] + levels[None] - 1",
+        killed_by="tests/ops/test_unembed.py::test_draw_is_gumbel_max_at_its_position",
+    ),
+    Mutation(
+        id="top-p-of-one-drops-the-tail",
+        slug="foundation",
+        path="jtok/ops/sampling.py",
+        before="(before < bound) | (bound >= 1)",
+        after="(before < bound)",
+        killed_by="tests/ops/test_sampling.py::test_filters_agree_with_numpy",
+    ),
+    Mutation(
+        id="paths-sorted-by-length-only",
+        slug="foundation",
+        path="jtok/ops/tree.py",
+        before="key=lambda path: (len(path), path)",
+        after="key=len",
+        killed_by="tests/ops/test_tree.py::test_sort_mends_the_order_and_nothing_else",
+    ),
+    Mutation(
+        id="unknown-tensors-pass",
+        slug="foundation",
+        path="jtok/models/weights.py",
+        before="if name not in known and not any(",
+        after="if name in known and not any(",
+        killed_by="tests/models/test_checkpoint.py::test_all_disagreements_are_listed",
     ),
 )
 

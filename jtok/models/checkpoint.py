@@ -13,7 +13,7 @@ import numpy as np
 
 from jtok import files, nn
 from jtok.errors import (
-    ArgumentError,
+    ArgumentTypeError,
     CheckpointError,
     MissingFileError,
     VocabMismatchError,
@@ -335,7 +335,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
       ['config.json', 'model.safetensors']
     """
     if not isinstance(model, Model):
-        raise ArgumentError(f"model: got {type(model).__name__}, expected a Model.")
+        raise ArgumentTypeError(f"model: got {type(model).__name__}, expected a Model.")
     params = split_layers(model.params)
     family = FAMILIES[model.config.family]
     plan = weights.plan_tensors(family.weights, params)

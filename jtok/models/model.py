@@ -72,7 +72,7 @@ class Cache:
 
     Attributes:
       layers: per layer `(key, value)`, each `[batch, kv_heads, capacity, head_dim]`;
-        slots at `length` and above hold nothing that is ever read.
+        slots at `length` and above are masked, and must be finite.
       length: `[batch]` int32 committed tokens.
       pending: per layer `(key, value)` of the last call's nodes,
         `[batch, kv_heads, nodes, head_dim]`, until `commit` keeps some; None before.
@@ -158,7 +158,8 @@ class Model:
         """Runs the model on ids or vectors.
 
         Args:
-          inputs: `[batch, seq]` integer ids, or `[batch, seq, dim]` vectors in place of
+          inputs: `[batch, seq]` integer ids (those outside the vocabulary are
+            clamped), or `[batch, seq, dim]` vectors in place of
             token embeddings.
           positions: `[batch, seq]` int32; None counts from 0, or from the end of the
             cache.
@@ -297,7 +298,8 @@ def _embed(
 ) -> Array:
     x = inputs
     if inputs.ndim == 2:
-        x = params["embed"]["tokens"].at[inputs].get(mode="clip")
+        ids = jnp.clip(inputs, 0, config.vocab_size - 1)
+        x = params["embed"]["tokens"][ids]
     x = x.astype(config.dtype)
     if config.positions == "learned":
         x = x + params["embed"]["positions"].at[positions].get(mode="clip")

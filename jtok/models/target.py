@@ -79,6 +79,8 @@ class Target(NamedTuple):
         committed length, which a step never moves.
       commit: `(cache, path[batch, depth + 1], count[batch]) -> cache` keeps the first
         `count` nodes of each path, in order; a count of 0 leaves the row as it is.
+        What it writes should depend on what the step computed, or the compiler may
+        copy the whole cache to keep the old one for reading.
       info: static facts.
       readout: `(params, hidden, Want) -> Readout`; the default takes `hidden` as
         logits.

@@ -68,18 +68,18 @@ def tiny_model(
 
 
 @functools.lru_cache(maxsize=4)
-def tiny_vocabulary(size: int = 300) -> Vocabulary:
+def tiny_vocabulary(size: int = 280) -> Vocabulary:
     """A byte-level BPE over a few sentences, with `<|endoftext|>` as its end.
 
     Args:
-      size: number of ids, at least 257.
+      size: number of ids, 257 to 284 (then its text has no more pairs).
 
     Returns:
       `Vocabulary`.
 
     Example:
       >>> tiny_vocabulary().size
-      300
+      280
     """
     text = "the cat sat on the mat. the dog sat on the log. that is all there is, so "
     return Vocabulary.train_bpe([text * 8], size)

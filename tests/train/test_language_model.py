@@ -3,17 +3,19 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jtok import testing
-from jtok.errors import ArgumentError, ArgumentTypeError
+from jtok.errors import ArgumentError, ArgumentTypeError, VocabMismatchError
 from jtok.models import stack_layers
-from jtok.ops.sharding import mesh_from
+from jtok.models.checkpoint import param_axes
+from jtok.ops.sharding import mesh_from, shard_tree
 from jtok.train import adamw, bits_per_byte, fit, lm_loss, packed_batches
 
 MODEL = testing.tiny_model()
+KEY = jax.random.key(0)
+LOSS = jax.jit(lm_loss(MODEL))
 SIZE = MODEL.config.vocab_size
 
 
@@ -27,10 +29,17 @@ class Letters:
         return np.array([1 + ord(letter) % 64 for letter in text], np.int32)
 
 
+@jax.jit
+def logits_of(tokens):
+    return MODEL(tokens, logits="all").logits
+
+
 def full_log_probs(tokens):
     """[seq, vocab] log-probabilities of one row, whole and in float64."""
-    logits = MODEL(jnp.asarray(tokens)[None], logits="all").logits[0]
-    logits = np.asarray(logits, np.float64)
+    # Padded to one shape, so compiled once; causal rows do not see the padding.
+    padded = np.zeros((1, 40), np.int32)
+    padded[0, : len(tokens)] = tokens
+    logits = np.asarray(logits_of(padded)[0, : len(tokens)], np.float64)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
@@ -41,10 +50,8 @@ def nats_of(tokens):
 
 
 def evaluate(batch):
-    loss, (metrics, state) = lm_loss(MODEL)(
-        MODEL.params, None, "kept", jax.tree.map(jnp.asarray, batch), None
-    )
-    assert state == "kept"
+    loss, (metrics, state) = LOSS(MODEL.params, None, {"kept": 3}, batch, KEY)
+    assert state == {"kept": 3}
     return float(loss), int(metrics["tokens"])
 
 
@@ -89,7 +96,7 @@ def test_wrong_model_or_batch():
     with pytest.raises(ArgumentTypeError, match="model: got dict"):
         lm_loss({})
     with pytest.raises(ArgumentTypeError, match=r"data: got \['ids'\]"):
-        lm_loss(MODEL)(MODEL.params, None, None, {"ids": 0}, None)
+        lm_loss(MODEL)(MODEL.params, None, None, {"ids": 0}, KEY)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -101,12 +108,36 @@ def test_training_lowers_the_loss(stacked):
         optimizer=adamw(1e-2),
         data=packed_batches(ids, length=16, batch_size=4, seed=0, eos_id=0),
         steps=30,
-        key=jax.random.key(0),
+        key=KEY,
         progress=False,
     )
     losses = result.metrics["loss"]
     assert losses[0] > 0.9 * math.log(SIZE) > 2.0 > losses[-1]
-    assert set(result.metrics["tokens"]) == {64, 63} or losses.size == 30
+    assert set(result.metrics["tokens"]) == {64, 63}  # the last row is one short
+
+
+def test_sharded_training_equals_the_plain_one():
+    def losses(params):
+        ids = np.random.default_rng(1).integers(0, SIZE, 700).astype(np.int32)
+        result = fit(
+            lm_loss(MODEL),
+            params,
+            optimizer=adamw(1e-3),
+            data=packed_batches(ids, length=8, batch_size=8, seed=0, eos_id=0),
+            steps=4,
+            key=KEY,
+            accumulate=2,
+            progress=False,
+        )
+        return result.metrics["loss"]
+
+    plain = losses(MODEL.params)
+    with jax.set_mesh(mesh_from("data=4,model=2")):
+        placed = shard_tree(MODEL.params, param_axes(MODEL.params))
+        spread = losses(placed)
+    shard = placed["embed"]["tokens"].sharding.shard_shape((SIZE, 32))
+    assert shard == (SIZE // 2, 32)
+    np.testing.assert_allclose(spread, plain, rtol=1e-5)
 
 
 # ---- bits per byte
@@ -163,6 +194,17 @@ def test_start_token_is_named_or_found():
         bits_per_byte(MODEL, Plain(), ["abc"], length=8)
     named = bits_per_byte(MODEL, Plain(), ["abc"], length=8, start_id=0, batch_size=2)
     assert named == bits_per_byte(MODEL, Letters(), ["abc"], length=8, batch_size=2)
+
+
+def test_vocabulary_larger_than_the_model_is_refused():
+    class Large(Letters):
+        def encode(self, text, *, specials):
+            return np.full(len(text), SIZE, np.int32)
+
+    with pytest.raises(
+        VocabMismatchError, match=f"id {SIZE}, the model has {SIZE} rows"
+    ):
+        bits_per_byte(MODEL, Large(), ["abc"], length=8)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""Linear maps, norms and MLPs against NumPy."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jtok.errors import ArgumentError
+from jtok.nn import Linear, Mlp, Norm, activation
+from jtok.testing import assert_close, tiny_config
+
+X = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
+
+REFERENCES = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: (
+        0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+}
+
+
+def random_like(module, seed=1):
+    """Parameters of a module, all random, so that a forgotten one shows."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(X))["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes
+    )
+
+
+def wide(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_activations(name):
+    x = np.linspace(-6, 6, 101)
+    found = activation(name)(jnp.asarray(x, jnp.float32))
+    assert_close(found, REFERENCES[name](x).astype(np.float32))
+
+
+def test_an_unknown_activation_names_near_ones():
+    with pytest.raises(ArgumentError, match=r"'gelu_tan'; did you mean gelu_tanh"):
+        activation("gelu_tan")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear(bias):
+    module = Linear(5, bias)
+    params = random_like(module)
+    assert set(params) == ({"kernel", "bias"} if bias else {"kernel"})
+    expected = X @ wide(params)["kernel"] + (wide(params)["bias"] if bias else 0)
+    found = module.apply({"params": params}, jnp.asarray(X))
+    assert_close(found, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_norms(family):
+    module = Norm(dataclasses.replace(tiny_config(family=family), norm_eps=0.1))
+    params = random_like(module)
+    scale, bias = wide(params)["scale"], wide(params).get("bias", 0.0)
+    x = 3 * X + 1
+    centred = x - x.mean(-1, keepdims=True) if family == "gpt2" else x
+    spread = np.sqrt((centred**2).mean(-1, keepdims=True) + 0.1)
+    expected = (centred / spread * scale + bias).astype(np.float32)
+    assert set(params) == ({"scale", "bias"} if family == "gpt2" else {"scale"})
+    assert_close(module.apply({"params": params}, jnp.asarray(x)), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_norms_keep_their_statistics_in_float32(family):
+    config = dataclasses.replace(tiny_config(family=family), dtype="bfloat16")
+    module = Norm(config)
+    params = random_like(module)
+    # A mean of squares near 10^4 has steps of 64 in bfloat16, far above the spread.
+    x = jnp.asarray(100 + X, jnp.bfloat16)
+    found = module.apply({"params": params}, x)
+    assert found.dtype == jnp.bfloat16
+    precise = Norm(dataclasses.replace(config, dtype="float32"))
+    up = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+    expected = precise.apply({"params": up(params)}, x.astype(jnp.float32))
+    assert_close(found.astype(jnp.float32), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["gated", "plain"])
+def test_mlp(kind, bias):
+    module = Mlp(dataclasses.replace(tiny_config(), mlp=kind, mlp_bias=bias))
+    params = random_like(module)
+    assert set(params) == {"up", "down"} | ({"gate"} if kind == "gated" else set())
+
+    def linear(name, x):
+        part = wide(params)[name]
+        return x @ part["kernel"] + part.get("bias", 0.0)
+
+    act = REFERENCES["silu"]
+    up = linear("up", X)
+    hidden = act(linear("gate", X)) * up if kind == "gated" else act(up)
+    expected = linear("down", hidden)
+    found = module.apply({"params": params}, jnp.asarray(X))
+    assert_close(found, expected.astype(np.float32), rtol=1e-5, atol=1e-4)
