@@ -213,6 +213,11 @@ def _encode(
     prompts: Any, vocabulary: Any, vocab_size: int
 ) -> tuple[list[np.ndarray], bool]:
     """Ids of every prompt, and whether there was a single one."""
+    if not hasattr(prompts, "__len__"):
+        raise ArgumentTypeError(
+            f"prompts: got {type(prompts).__name__}, expected text or ids, or a list "
+            "of them."
+        )
     single = isinstance(prompts, str) or (
         len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
     )
@@ -259,7 +264,7 @@ def _per_row(argument: str, value: Any, count: int, kind: type) -> list[Any]:
     try:
         convert = operator.index if kind is int else float
         return [convert(v) for v in values]
-    except TypeError:
+    except (TypeError, ValueError):
         raise ArgumentTypeError(
             f"{argument}: got {value!r}, expected {kind.__name__} values."
         ) from None

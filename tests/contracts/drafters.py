@@ -1,0 +1,95 @@
+"""Every drafter, for the suites that all of them pass. A new one adds one line."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jtok.decode import (
+    Drafter,
+    no_drafter,
+    prompt_lookup,
+    recycling_template,
+    token_recycling,
+)
+from jtok.ops import Tree
+from jtok.testing import (
+    adversary_drafter,
+    dynamic_drafter,
+    extra_slots_drafter,
+    oracle_drafter,
+    random_drafter,
+)
+
+
+class Case(NamedTuple):
+    """How a suite makes a drafter.
+
+    Attributes:
+      make: `(what plain decoding emits for every row, vocab_size) -> Drafter`.
+      state: `(batch, vocab_size) -> drafter_state`, or None for a cold start.
+    """
+
+    make: Callable[[Any, int], Drafter]
+    state: Callable[[int, int], Any] | None = None
+
+
+MIXED = Tree.from_paths([(0,), (1,), (3,), (0, 0), (0, 2), (1, 1), (0, 2, 0)])
+SMALL = Tree.from_paths(recycling_template().paths[:12])
+
+
+def random_table(width: int, *, per_row: bool = False) -> Callable[[int, int], Any]:
+    """A table of random candidates."""
+
+    def make(batch: int, vocab_size: int) -> np.ndarray:
+        shape = (batch,) * per_row + (vocab_size, width)
+        rng = np.random.default_rng(3)
+        return rng.integers(0, vocab_size, shape).astype(np.int32)
+
+    return make
+
+
+def constant_table(batch: int, vocab_size: int) -> np.ndarray:
+    """A table in which every token is followed by the last id, four times."""
+    return np.full((vocab_size, 4), vocab_size - 1, np.int32)
+
+
+def case(drafter: Drafter, state: Any = None) -> Case:
+    return Case(lambda truth, vocab_size: drafter, state)
+
+
+DRAFTERS: dict[str, Case] = {
+    "none": case(no_drafter()),
+    "prompt-lookup": case(prompt_lookup()),
+    "prompt-lookup-2-of-2": case(prompt_lookup(2, 2, 2)),
+    "prompt-lookup-official": case(prompt_lookup(4, compat="official")),
+    "recycling": case(token_recycling()),
+    "recycling-width-1": case(token_recycling(1)),
+    "recycling-width-4": case(token_recycling(4)),
+    "recycling-chain": case(token_recycling(2, Tree.chain(4))),
+    "recycling-star": case(token_recycling(6, Tree.star(6))),
+    "recycling-root-only": case(token_recycling(4, Tree.chain(0))),
+    "recycling-official": case(token_recycling(8, SMALL, compat="official")),
+    "recycling-prefill": case(token_recycling(4, MIXED, update_from_prefill=True)),
+    "recycling-per-row": case(
+        token_recycling(4, MIXED, per_row=True, update_from_prefill=True)
+    ),
+    "recycling-inherited": case(token_recycling(4, MIXED), random_table(4)),
+    "recycling-inherited-per-row": case(
+        token_recycling(4, MIXED, per_row=True), random_table(4, per_row=True)
+    ),
+    "recycling-adversarial": case(token_recycling(4, MIXED), constant_table),
+    "recycling-gives-up": case(
+        token_recycling(4, MIXED, min_accept=1.5, patience=2), random_table(4)
+    ),
+    "oracle": Case(lambda truth, vocab_size: oracle_drafter(truth, 3)),
+    "adversary": Case(
+        lambda truth, vocab_size: adversary_drafter(truth, vocab_size, 3)
+    ),
+    "random": case(random_drafter(3, 6)),
+    "extra-slots": case(
+        extra_slots_drafter(token_recycling(4, MIXED, update_from_prefill=True))
+    ),
+    "extra-slots-random": case(extra_slots_drafter(random_drafter(2, 3), 3)),
+    "dynamic-parent": case(dynamic_drafter(token_recycling(4, MIXED)), random_table(4)),
+}

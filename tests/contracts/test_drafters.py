@@ -1,0 +1,287 @@
+"""What holds for every drafter: it changes the number of calls and nothing else.
+
+The target is a table whose logits depend on all tokens that a node sees and on their
+positions, so that a wrong cache, mask or position changes what is emitted. It counts
+its calls itself.
+"""
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+
+from jtok.decode import generate, loop
+from jtok.testing import bigram_target, counting_target, steps
+from tests.contracts.drafters import DRAFTERS
+
+VOCAB = 10
+PROMPTS = [[3], [1, 2, 3, 1, 2], [7] * 9, [4, 5, 6, 4, 5, 8, 9, 4, 5, 6, 4]]
+# A row of the sampled batch is decoded by arg-max.
+TEMPERATURES = {"greedy": 0.0, "sampled": [0.0, 1.0, 0.6, 1.5]}
+BUDGET = 24
+# Of the pairs of a mode and a drafter some are fast; the others share their code.
+FAST = {
+    "greedy": ("none", "oracle"),
+    "sampled": (
+        "none",
+        "prompt-lookup",
+        "recycling-inherited",
+        "recycling-gives-up",
+        "recycling-prefill",
+        "oracle",
+        "adversary",
+        "random",
+        "extra-slots",
+    ),
+}
+MEDIUM = {"greedy": ("prompt-lookup", "recycling", "random"), "sampled": DRAFTERS}
+
+TABLE = 2.0 * np.random.default_rng(0).normal(size=(VOCAB, VOCAB)).astype(np.float32)
+TARGET = counting_target(bigram_target(TABLE, whole_context=True))
+
+
+def decode(mode, name="none", *, max_new_tokens=BUDGET, stop_ids=()):
+    drafter, state = made(mode, name)
+    return generate(
+        TARGET, PROMPTS, max_new_tokens=max_new_tokens,
+        temperature=TEMPERATURES[mode], drafter=drafter, drafter_state=state,
+        stop_ids=stop_ids, gaps=True,
+    )  # fmt: skip
+
+
+@functools.lru_cache
+def plain(mode):
+    # More than any test emits, so that an oracle never runs dry.
+    return [row.tolist() for row in decode(mode, max_new_tokens=40).tokens]
+
+
+@functools.lru_cache
+def made(mode, name):
+    case = DRAFTERS[name]
+    truth = [] if name == "none" else plain(mode)
+    state = None if case.state is None else case.state(len(PROMPTS), VOCAB)
+    return case.make(truth, VOCAB), state
+
+
+@functools.lru_cache
+def walk(mode, name):
+    """The states after the prompt and after every step."""
+    drafter, state = made(mode, name)
+    return list(
+        steps(
+            TARGET, None, PROMPTS, max_new_tokens=BUDGET, drafter=drafter,
+            drafter_state=state, temperature=TEMPERATURES[mode],
+        )
+    )  # fmt: skip
+
+
+def pair(mode, name):
+    marks = ()
+    if name not in FAST[mode]:
+        marks = pytest.mark.medium if name in MEDIUM[mode] else pytest.mark.slow
+    return pytest.param(mode, name, marks=marks)
+
+
+EVERY = pytest.mark.parametrize(
+    "mode, name", [pair(mode, name) for mode in TEMPERATURES for name in DRAFTERS]
+)
+
+
+def cut(rows, stop):
+    """Rows up to and including the first stop id."""
+    return [row[: row.index(stop) + 1] if stop in row else row for row in rows]
+
+
+def as_lists(out):
+    return [row.tolist() for row in out.tokens]
+
+
+@EVERY
+def test_tokens_are_those_of_plain_decoding(mode, name):
+    out = decode(mode, name)
+    assert as_lists(out) == [row[:BUDGET] for row in plain(mode)]
+    assert out.finish_reason == ["length"] * len(PROMPTS)
+    assert out.guarantee == "token"
+
+
+@EVERY
+def test_budgets_are_exact(mode, name):
+    for budgets in ([1, 2, 3, 4], [5, 6, 7, 8], [9, 1, 4, 2]):
+        out = decode(mode, name, max_new_tokens=budgets)
+        expected = [row[:n] for row, n in zip(plain(mode), budgets, strict=True)]
+        assert as_lists(out) == expected
+        assert out.stats.row_emitted.tolist() == budgets
+
+
+@EVERY
+def test_nothing_follows_a_stop_id(mode, name):
+    """Each of the tokens, so that some stop inside a path and some as its end."""
+    full = [row[:BUDGET] for row in plain(mode)]
+    for stop in range(0, VOCAB, 2):
+        out = decode(mode, name, stop_ids=[stop])
+        assert as_lists(out) == cut(full, stop)
+        reasons = ["stop" if stop in row else "length" for row in full]
+        assert out.finish_reason == reasons
+
+
+@EVERY
+def test_counts_agree_with_the_counter_of_the_target(mode, name):
+    stats, last = decode(mode, name).stats, walk(mode, name)[-1]
+    prefills = np.array([len(prompt) > 1 for prompt in PROMPTS])
+    calls = last.cache.commits - prefills
+    np.testing.assert_array_equal(stats.row_calls, calls)
+    assert stats.calls == calls.sum()
+    fed = [len(prompt) - 1 + BUDGET for prompt in PROMPTS]
+    np.testing.assert_array_equal(last.cache.tokens, fed)
+    assert stats.emitted == BUDGET * len(PROMPTS) == stats.row_emitted.sum()
+    # Every call emits something, and every emitted token stands on a kept node.
+    histogram = stats.emitted_per_call
+    assert histogram[0] == 0 and histogram.sum() == stats.calls
+    assert histogram @ np.arange(len(histogram)) == stats.emitted
+    assert stats.node_hits.sum() == stats.emitted
+    assert stats.node_hits[0] == stats.calls
+    assert stats.prompt_tokens == sum(map(len, PROMPTS))
+    assert stats.tokens_per_call >= 1
+
+
+@EVERY
+def test_call_of_tells_which_call_emitted_a_token(mode, name):
+    out = decode(mode, name)
+    sizes = np.zeros_like(out.stats.emitted_per_call)
+    for row, calls in zip(out.call_of, out.stats.row_calls, strict=True):
+        emitted = np.bincount(row, minlength=calls)
+        assert np.all(np.diff(row) >= 0) and len(emitted) == calls
+        sizes += np.bincount(emitted, minlength=len(sizes))
+    np.testing.assert_array_equal(sizes, out.stats.emitted_per_call)
+
+
+@EVERY
+def test_the_cache_holds_what_was_emitted_after_every_step(mode, name):
+    states = walk(mode, name)
+    for state in states:
+        cache = state.cache.inner
+        np.testing.assert_array_equal(cache.length, state.tokens.count - 1)
+        for row, length in enumerate(cache.length):
+            held = cache.ids[row, :length]
+            np.testing.assert_array_equal(held, state.tokens.ids[row, :length])
+            np.testing.assert_array_equal(cache.positions[row, :length], range(length))
+
+
+@EVERY
+def test_a_finished_row_never_changes(mode, name):
+    drafter, inherited = made(mode, name)
+    states = list(
+        steps(
+            TARGET, None, PROMPTS, max_new_tokens=[1, 12, 3, 6], drafter=drafter,
+            drafter_state=inherited, temperature=TEMPERATURES[mode],
+        )
+    )  # fmt: skip
+    finished = 0
+    for before, after in itertools.pairwise(states):
+        for row in np.flatnonzero(~before.live):
+            finished += 1
+            assert not after.live[row]
+            for part in ("calls", "call_of", "gaps", "slots", "stopped"):
+                pair = getattr(before, part)[row], getattr(after, part)[row]
+                np.testing.assert_array_equal(*pair)
+            count = before.tokens.count[row]
+            assert after.tokens.count[row] == count
+            np.testing.assert_array_equal(
+                before.tokens.ids[row, :count], after.tokens.ids[row, :count]
+            )
+            assert after.cache.inner.length[row] == count - 1
+    assert finished
+
+
+@EVERY
+def test_other_prompts_reuse_what_was_compiled(mode, name):
+    drafter, state = made(mode, name)
+    decode(mode, name)
+    rules = loop.Rules(mode == "sampled", None, False, False, True, 128, 64)
+    run = loop.runner(TARGET, drafter, rules)
+    sizes = run.start._cache_size(), run.advance._cache_size()
+    assert all(sizes)
+    generate(
+        TARGET, [[1, 2], [9], [8, 8, 8], [5] * 30],
+        max_new_tokens=[7, 3, 9, 11], drafter=drafter, drafter_state=state, seed=50,
+        temperature=0.0 if mode == "greedy" else 0.9, stop_ids=[2], gaps=True,
+    )  # fmt: skip
+    assert (run.start._cache_size(), run.advance._cache_size()) == sizes
+
+
+# How many tokens a call can give ------------------------
+
+
+@pytest.mark.parametrize("mode", TEMPERATURES)
+def test_the_oracle_emits_a_whole_chain_in_every_call(mode):
+    stats = decode(mode, "oracle").stats
+    assert stats.row_calls.tolist() == [BUDGET // 4] * len(PROMPTS)
+    assert stats.emitted_per_call.tolist() == [0, 0, 0, 0, stats.calls]
+    assert stats.accepted_by_depth.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "none",
+        "adversary",
+        pytest.param("recycling-root-only", marks=pytest.mark.medium),
+    ],
+)
+def test_what_is_never_right_emits_one_token_in_every_call(name):
+    stats = decode("sampled", name).stats
+    assert stats.row_calls.tolist() == [BUDGET] * len(PROMPTS)
+    assert stats.node_hits[1:].sum() == 0
+
+
+@pytest.mark.medium
+def test_a_star_emits_at_most_two_tokens_in_a_call():
+    histogram = decode("sampled", "recycling-star").stats.emitted_per_call
+    assert len(histogram) == 3 and histogram[2] > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["recycling-inherited", "random", "prompt-lookup", "extra-slots"]
+)
+def test_some_drafts_are_right(name):
+    """Else the suite would test nothing but roots."""
+    stats = decode("sampled", name).stats
+    assert stats.tokens_per_call > 1.05
+    assert stats.emitted_per_call[3:].sum() > 0
+
+
+@pytest.mark.medium
+def test_a_tree_as_data_is_the_same_tree():
+    static = walk("sampled", "recycling-inherited")[-1]
+    as_data = walk("sampled", "dynamic-parent")[-1]
+    np.testing.assert_array_equal(static.calls, as_data.calls)
+    np.testing.assert_array_equal(static.node_hits, as_data.node_hits)
+
+
+def test_extra_slots_change_nothing_but_what_is_seen():
+    with_extra = walk("sampled", "extra-slots")[-1]
+    without = walk("sampled", "recycling-prefill")[-1]
+    np.testing.assert_array_equal(with_extra.calls, without.calls)
+    np.testing.assert_array_equal(with_extra.drafter.inner.table, without.drafter.table)
+    # The last slot of the last call saw the tokens, the root and both mask tokens.
+    for row, count in enumerate(with_extra.tokens.count):
+        ids = with_extra.tokens.ids[row]
+        start = count - np.count_nonzero(
+            with_extra.call_of[row, :count] == with_extra.calls[row] - 1
+        )
+        seen = [*ids[:start], 0, 0]
+        sum_of = sum((t * 31 + p * 17 + t * p * 7) % 997 for p, t in enumerate(seen))
+        expected = np.mean(TABLE[0] + TABLE[sum_of % VOCAB])
+        assert with_extra.drafter.seen[row, 1] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_row_that_gives_up_stops_drafting():
+    """With a bound that no drafter reaches, all calls after `patience` have a root."""
+    states = walk("sampled", "recycling-gives-up")
+    last = states[-1]
+    slow = last.drafter.emitted < 1.5 * last.drafter.calls
+    assert slow.any()
+    assert np.all(last.slots <= 8 * last.calls)
+    if slow.all():
+        assert last.slots.sum() < 8 * last.calls.sum()

@@ -1,0 +1,240 @@
+"""Bad input to decoding is refused by name, before the target is traced."""
+
+import inspect
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jtok.decode import (
+    RecyclingState,
+    generate,
+    no_drafter,
+    prompt_lookup,
+    token_recycling,
+)
+from jtok.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    TreeError,
+    VocabMismatchError,
+)
+from jtok.models import Info, Target
+from jtok.ops import Tree
+from jtok.testing import tiny_model
+
+VOCAB, POSITIONS = 96, 16
+
+
+def _traced(*args):
+    raise RuntimeError("the target was traced")
+
+
+TARGET = Target(_traced, _traced, _traced, Info(VOCAB, POSITIONS), _traced)
+TABLE = np.zeros((VOCAB, 8), np.int32)
+# Users run without the suite's type checks, which would refuse wrong types first.
+unchecked = inspect.unwrap(generate)
+
+
+def test_the_stand_in_notices_tracing():
+    with pytest.raises(RuntimeError, match="the target was traced"):
+        generate(TARGET, [1, 2], max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "prompts, error, message",
+    [
+        ([], ArgumentError, "prompts: got []"),
+        ([[]], ArgumentError, "prompts: prompt 0 is empty"),
+        ([[1], []], ArgumentError, "prompts: prompt 1 is empty"),
+        (np.zeros(0, np.int32), ArgumentError, "prompts: "),
+        ([1, VOCAB], ArgumentError, "prompts[0]: got 96, expected ids in 0..95"),
+        ([[1], [3, VOCAB]], ArgumentError, "prompts[1]: got 96"),
+        ([1, -1], ArgumentError, "prompts[0]: got -1"),
+        ([np.array([0.5, 1.0])], ArgumentTypeError, "prompts: prompt 0 has shape (2,)"),
+        ([[1.0, 2.0]], ArgumentTypeError, "prompts: prompt 0 has shape (2,)"),
+        ([[[1, 2]]], ArgumentTypeError, "prompts: prompt 0 has shape (1, 2)"),
+        ([np.array([True])], ArgumentTypeError, "dtype bool"),
+        ([1.0, 2.0], ArgumentTypeError, "prompts: prompt 0 has shape ()"),
+        (7, ArgumentTypeError, "prompts: got int, expected"),
+        (None, ArgumentTypeError, "prompts: got NoneType, expected"),
+        ("text", ArgumentError, "vocabulary: got None"),
+        (["text", "more"], ArgumentError, "vocabulary: got None"),
+    ],
+)
+def test_prompts(prompts, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        unchecked(TARGET, prompts, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected at least 1"),
+        ({"max_new_tokens": -1}, "max_new_tokens: got -1"),
+        ({"max_new_tokens": [2, 0]}, "max_new_tokens: got [2, 0]"),
+        ({"max_new_tokens": [2]}, "max_new_tokens: got 1 values, expected one or 2"),
+        ({"temperature": -0.5}, "temperature: got -0.5, expected finite values >= 0"),
+        ({"temperature": float("nan")}, "temperature: got nan"),
+        ({"temperature": float("inf")}, "temperature: got inf"),
+        ({"temperature": [1.0] * 3}, "temperature: got 3 values, expected one or 2"),
+        ({"temperature": [1.0, -1.0]}, "temperature: got [1.0, -1.0]"),
+        ({"top_k": 0}, "top_k: got 0, expected None or at least 1"),
+        ({"top_p": 0.0}, "top_p: got [0.0, 0.0], expected values in (0, 1]"),
+        ({"top_p": 1.1}, "top_p: got [1.1, 1.1]"),
+        ({"top_p": float("nan")}, "top_p: got [nan, nan]"),
+        ({"top_p": [0.5]}, "top_p: got 1 values"),
+        ({"min_p": -0.1}, "min_p: got [-0.1, -0.1], expected values in [0, 1]"),
+        ({"min_p": 1.1}, "min_p: got [1.1, 1.1]"),
+        ({"min_p": [0.1] * 3}, "min_p: got 3 values"),
+        ({"seed": [1, 2, 3]}, "seed: got 3 values, expected one or 2"),
+        ({"stop_ids": [VOCAB]}, "stop_ids: got 96, expected ids in 0..95"),
+        ({"stop_ids": [-1]}, "stop_ids: got -1"),
+        ({"sync_every": 0}, "sync_every: got 0, expected None or >= 1"),
+        (
+            {"max_new_tokens": POSITIONS},
+            "prompts: prompt 0 has 2 tokens and max_new_tokens is 16, together 18; "
+            "the model has 16 positions",
+        ),
+        ({"max_new_tokens": [14, 15]}, "prompts: prompt 1 has 2 tokens"),
+        ({"drafter_state": TABLE}, "drafter_state: got one, expected None"),
+        (
+            {"drafter_state": TABLE, "drafter": prompt_lookup()},
+            "drafter_state: got one, expected None",
+        ),
+        (
+            {"drafter_state": TABLE, "drafter": no_drafter()},
+            "drafter_state: got one, expected None",
+        ),
+    ],
+)
+def test_options(options, message):
+    options = {"max_new_tokens": 2, **options}
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        generate(TARGET, [[1, 2], [3, 4]], **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_new_tokens": [2.5, 1]}, "max_new_tokens: got [2.5, 1], expected int"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens: got 2.5, expected int values"),
+        ({"temperature": ["hot", 1.0]}, "temperature: got ['hot', 1.0], expected"),
+        ({"temperature": [None, 1.0]}, "temperature: got [None, 1.0], expected"),
+        ({"seed": [0.5, 1]}, "seed: got [0.5, 1], expected int values"),
+    ],
+)
+def test_types_of_options(options, message):
+    options = {"max_new_tokens": 2, **options}
+    with pytest.raises(ArgumentTypeError, match=re.escape(message)):
+        unchecked(TARGET, [[1, 2], [3, 4]], **options)
+
+
+@pytest.mark.parametrize("model", [None, "llama", {"params": 1}])
+def test_models(model):
+    message = f"model: got {type(model).__name__}, expected a Model or a Target"
+    with pytest.raises(ArgumentTypeError, match=message):
+        unchecked(model, [1, 2], max_new_tokens=2)
+
+
+def test_parameters_of_a_model_are_its_own():
+    model = tiny_model()
+    with pytest.raises(ArgumentError, match=r"params: .*the model has its own"):
+        generate(model, [1], params=model.params, max_new_tokens=2)
+
+
+def test_the_last_position_may_be_used():
+    # One token more was refused above; here the target is reached.
+    with pytest.raises(RuntimeError, match="the target was traced"):
+        generate(TARGET, [1, 2], max_new_tokens=POSITIONS - 2)
+
+
+@pytest.mark.parametrize(
+    "per_row, shape, expected",
+    [
+        (False, (VOCAB + 1, 8), (VOCAB, 8)),
+        (False, (VOCAB, 4), (VOCAB, 8)),
+        (False, (2, VOCAB, 8), (VOCAB, 8)),
+        (True, (VOCAB, 8), (2, VOCAB, 8)),
+        (True, (3, VOCAB, 8), (2, VOCAB, 8)),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_tables_of_another_shape(per_row, shape, expected, wrapped):
+    table = jnp.zeros(shape, jnp.int32)
+    count = jnp.zeros(2, jnp.int32)
+    state = RecyclingState(table, count, count) if wrapped else table
+    message = f"drafter_state: got a table of shape {shape}, expected {expected}"
+    with pytest.raises(VocabMismatchError, match=re.escape(message)):
+        generate(
+            TARGET,
+            [[1, 2], [3, 4]],
+            max_new_tokens=2,
+            drafter=token_recycling(per_row=per_row),
+            drafter_state=state,
+        )
+
+
+def test_more_candidates_than_tokens():
+    drafter = token_recycling(VOCAB + 1, Tree.star(2))
+    with pytest.raises(ArgumentError, match=r"width: got 97, expected at most 96"):
+        generate(TARGET, [1, 2], max_new_tokens=2, drafter=drafter)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"width": 0}, ArgumentError, "width: got 0, expected at least 1"),
+        ({"patience": 0}, ArgumentError, "patience: got 0"),
+        ({"min_accept": -0.5}, ArgumentError, "min_accept: got -0.5"),
+        (
+            {"width": 2, "template": Tree.star(3)},
+            TreeError,
+            "template: its ranks go up to 2, expected ranks below width=2",
+        ),
+    ],
+)
+def test_token_recycling(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        token_recycling(**options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_draft": 0}, "num_draft: got 0"),
+        ({"min_ngram": 0}, "min_ngram: got 0"),
+        ({"max_ngram": 1, "min_ngram": 2}, "max_ngram: got 1, expected at least 2"),
+    ],
+)
+def test_prompt_lookup(options, message):
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        prompt_lookup(**options)
+
+
+@pytest.mark.parametrize("drafter", [token_recycling, prompt_lookup])
+def test_an_unknown_compatibility(drafter):
+    message = "compat: got 'offical', expected None or 'official'"
+    with pytest.raises(ArgumentError, match=message):
+        inspect.unwrap(drafter)(compat="offical")
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: Tree.from_paths([(0,), (1, 0)]), "orphan"),
+        (lambda: Tree.from_paths([(0, 0), (0,)]), "orphan"),
+        (lambda: Tree.from_paths([(0,), (0,)]), "duplicate"),
+        (lambda: Tree.from_paths([()]), "paths: got an empty path"),
+        (lambda: Tree.from_paths([(-1,)]), "rank -1"),
+        (lambda: Tree.from_paths([(8,)], num_candidates=8), "rank 8, expected >= 0"),
+        (lambda: Tree.from_paths([(0,), (0, 0), (1,)]), "level order"),
+        (lambda: Tree((0,), (-1,)), "parent: node 0 is the root"),
+        (lambda: Tree((-1, 1), (-1, 0)), "parent: node 1 has parent 1"),
+        (lambda: Tree((), ()), "parent, rank: got 0"),
+    ],
+)
+def test_trees(build, message):
+    with pytest.raises(TreeError, match=re.escape(message)):
+        build()
