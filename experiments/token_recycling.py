@@ -94,13 +94,13 @@ class Config:
 
     model: str = ""
     small: bool = True
-    prompts: int = 8
+    prompts: int = 6
     new_tokens: int = 128
     prompt_tokens: int = 64
     prompts_too: bool = True
-    ablate: tuple[int, ...] = (8, 20, 40, 80)
-    tune_prompts: int = 6
-    timed_prompts: int = 4
+    ablate: tuple[int, ...] = (8, 20, 40)
+    tune_prompts: int = 4
+    timed_prompts: int = 3
     rounds: int = 7
     sizes: tuple[int, ...] = (1, 4, 8, 16, 32, 81)
     random_width: int = 512
@@ -117,7 +117,7 @@ PRESETS = {
         random_width=64, random_layers=2,
     ),
     "small": Config(),
-    "target_7m": Config(model="data:checkpoints/target-7m", prompts=20),
+    "target_7m": Config(model="data:checkpoints/target-7m", prompts=10),
     "full": Config(
         model="lmsys/vicuna-7b-v1.3", prompts=160, new_tokens=1024, dtype="bfloat16",
         prompt_tokens=1024, tune_prompts=20, timed_prompts=20,

@@ -12,6 +12,7 @@ import numpy as np
 from jtok.decode.generate import generate
 from jtok.decode.recycling import token_recycling
 from jtok.decode.templates import recycling_template
+from jtok.decode.types import Drafter
 from jtok.errors import ArgumentError, check
 from jtok.models import Model
 from jtok.ops import Tree
@@ -145,7 +146,8 @@ def cost_curve(
 ) -> CostCurve:
     """Measures a call of Token Recycling for trees of several sizes.
 
-    Sizes are measured in turns, so that a load on the machine falls on all of them.
+    One node is plain decoding, without a drafter. Sizes are measured in turns, so that
+    a load on the machine falls on all of them.
 
     Args:
       model: to be measured, as it will be used.
@@ -181,10 +183,7 @@ def cost_curve(
                 model,
                 list(prompts),
                 max_new_tokens=calls,
-                drafter=token_recycling(
-                    template.num_candidates,
-                    Tree.from_paths(template.paths[: size - 1]),
-                ),
+                drafter=_first_nodes(template, size),
                 temperature=temperature,
                 stop_ids=(),
             ).stats
@@ -193,6 +192,14 @@ def cost_curve(
     return CostCurve(
         tuple(ordered), tuple(float(np.median(times[size])) for size in ordered)
     )
+
+
+def _first_nodes(template: Tree, size: int) -> Drafter | None:
+    """Token Recycling with so many nodes; one node is plain decoding."""
+    if size == 1:
+        return None
+    part = Tree.from_paths(template.paths[: size - 1])
+    return token_recycling(template.num_candidates, part)
 
 
 def tune_template(

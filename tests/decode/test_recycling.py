@@ -91,8 +91,8 @@ def test_drafts_are_lookups_along_the_paths(rng, per_row, batch):
 
 
 def test_the_default_template_is_cut_to_the_width():
-    narrow = token_recycling(2)
-    made = generate(tiny_model(), [1, 2], max_new_tokens=2, drafter=narrow)
+    drafter = token_recycling(2)
+    made = decode([[1, 2]], drafter)
     paths = [path for path in recycling_template().paths if max(path) < 2]
     assert made.stats.slots_per_call == len(paths) + 1
     assert made.drafter_state.table.shape == (96, 2)
@@ -183,7 +183,7 @@ def test_a_shared_table_keeps_what_the_last_row_says():
     def step(params, cache, nodes):
         batch = nodes.ids.shape[0]
         offset = jnp.arange(batch)[:, None, None]
-        distance = (jnp.arange(VOCAB)[None, None] - nodes.ids[..., None] - 1 - offset)
+        distance = jnp.arange(VOCAB)[None, None] - nodes.ids[..., None] - 1 - offset
         return StepOutput(-(distance % VOCAB).astype(jnp.float32)), cache
 
     target = _cycle_target(VOCAB)._replace(step=step)
@@ -230,50 +230,78 @@ def test_a_star_emits_at_most_two_tokens_a_call():
     assert made.stats.emitted_per_call.tolist() == [0, 0, 10]
 
 
+@functools.cache
+def _bigram_target():
+    """A random bigram model: compiles faster than a transformer."""
+
+    def step(params, cache, nodes):
+        return StepOutput(params[nodes.ids]), cache
+
+    return _cycle_target(96)._replace(step=step)
+
+
+@functools.cache
+def _bigrams():
+    return jax.random.normal(jax.random.key(3), (96, 96)) * 3.0
+
+
+def decode(prompts, drafter=None, **options):
+    return generate(
+        _bigram_target(),
+        prompts,
+        params=_bigrams(),
+        max_new_tokens=24,
+        drafter=drafter,
+        **options,
+    )
+
+
 PROMPTS = [[5, 9, 3, 7], [1, 2], [11, 60, 5, 9, 3, 8, 8, 8]]
 
 
 @functools.cache
 def _plain(temperature):
-    return generate(tiny_model(), PROMPTS, max_new_tokens=24, temperature=temperature)
+    return decode(PROMPTS, temperature=temperature)
+
+
+def assert_same_tokens(made, plain):
+    assert len(made.tokens) == len(plain.tokens)
+    for got, want in zip(made.tokens, plain.tokens, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("compat", [None, "official"])
 def test_no_table_changes_the_text(temperature, compat):
     vocab, rng = 96, np.random.default_rng(1)
-    drafter = token_recycling(compat=compat)
-    expected = _plain(temperature).tokens
-    state = None
-    tables = {
-        "cold": None,
-        "random": rng.integers(0, vocab, (vocab, 8)).astype(np.int32),
-        "constant": np.full((vocab, 8), 5, np.int32),
-        "inherited": None,
-    }
-    for name, table in tables.items():
-        made = generate(
-            tiny_model(),
-            PROMPTS,
-            max_new_tokens=24,
-            temperature=temperature,
-            drafter=drafter,
-            drafter_state=state if name == "inherited" else table,
-        )
-        for got, want in zip(made.tokens, expected, strict=True):
-            np.testing.assert_array_equal(got, want, err_msg=name)
-        assert made.stats.tokens_per_call >= 1.0
-        state = made.drafter_state
+    drafter = token_recycling(WIDTH, MIXED, compat=compat)
+    run = functools.partial(decode, PROMPTS, drafter, temperature=temperature)
+    for table in (
+        np.zeros((vocab, WIDTH), np.int32),
+        rng.integers(0, vocab, (vocab, WIDTH)).astype(np.int32),
+        np.full((vocab, WIDTH), 5, np.int32),
+    ):
+        made = run(drafter_state=table)
+        assert_same_tokens(made, _plain(temperature))
+        again = run(drafter_state=np.asarray(made.drafter_state.table))
+        assert_same_tokens(again, _plain(temperature))
+        assert again.stats.tokens_per_call > made.stats.tokens_per_call >= 1.0
+
+
+def test_a_transformer_samples_the_same_text():
+    run = functools.partial(
+        generate, tiny_model(), PROMPTS[:2], max_new_tokens=24, temperature=1.0
+    )
+    made = run(drafter=token_recycling(WIDTH, MIXED))
+    assert_same_tokens(made, run())
+    assert made.stats.calls < made.stats.emitted
 
 
 def test_own_tables_are_those_of_rows_run_alone():
     drafter = token_recycling(WIDTH, MIXED, per_row=True)
-    run = functools.partial(
-        generate, tiny_model(), max_new_tokens=24, drafter=drafter, seed=[0]
-    )
-    together = run(PROMPTS, seed=[0, 0, 0])
+    together = decode(PROMPTS, drafter)
     for row, prompt in enumerate(PROMPTS):
-        alone = run([prompt])
+        alone = decode([prompt], drafter)
         np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
         np.testing.assert_array_equal(together.call_of[row], alone.call_of[0])
         np.testing.assert_array_equal(
@@ -281,25 +309,23 @@ def test_own_tables_are_those_of_rows_run_alone():
         )
 
 
-def test_an_inherited_table_saves_calls():
-    drafter = token_recycling()
-    run = functools.partial(
-        generate, tiny_model(), PROMPTS, max_new_tokens=24, drafter=drafter
-    )
+def test_an_inherited_table_saves_calls(tmp_path):
+    run = functools.partial(decode, PROMPTS, token_recycling(WIDTH, MIXED))
     first = run()
     again = run(drafter_state=first.drafter_state)
     assert again.stats.calls < first.stats.calls
-    # A table alone is as good as the state that held it.
-    same = run(drafter_state=np.asarray(first.drafter_state.table))
+    # The table from a file is as good as the state that held it.
+    path = tmp_path / "table.safetensors"
+    save_table(path, first.drafter_state)
+    same = run(drafter_state=load_table(path))
     assert same.stats.calls == again.stats.calls
+    np.testing.assert_array_equal(same.drafter_state.table, again.drafter_state.table)
 
 
 def test_the_prompt_warms_the_table():
     prompt = [0, 1, 2, 3, 4, 5, 6, 7]
     tree = Tree.chain(3)
-    run = functools.partial(
-        generate, _cycle_target(VOCAB), prompt, max_new_tokens=1
-    )
+    run = functools.partial(generate, _cycle_target(VOCAB), prompt, max_new_tokens=1)
     cold = run(drafter=token_recycling(WIDTH, tree))
     warm = run(drafter=token_recycling(WIDTH, tree, update_from_prefill=True))
     seen = [
@@ -356,15 +382,8 @@ def test_drafting_goes_on_where_it_pays():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_giving_up_changes_no_text(temperature):
     drafter = token_recycling(WIDTH, MIXED, min_accept=4.0, patience=2)
-    made = generate(
-        tiny_model(),
-        PROMPTS,
-        max_new_tokens=24,
-        temperature=temperature,
-        drafter=drafter,
-    )
-    for got, want in zip(made.tokens, _plain(temperature).tokens, strict=True):
-        np.testing.assert_array_equal(got, want)
+    made = decode(PROMPTS, drafter, temperature=temperature)
+    assert_same_tokens(made, _plain(temperature))
     assert made.stats.slots < made.stats.calls * MIXED.num_nodes
 
 
@@ -385,21 +404,6 @@ def test_a_saved_table_comes_back(tmp_path_factory, rng, per_row, named):
     np.testing.assert_array_equal(again, table)
     np.testing.assert_array_equal(load_table(path), table)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_decoding_goes_on_from_a_file(tmp_path):
-    path = tmp_path / "table.safetensors"
-    drafter = token_recycling()
-    run = functools.partial(
-        generate, tiny_model(), PROMPTS, max_new_tokens=24, drafter=drafter
-    )
-    first = run()
-    save_table(path, first.drafter_state)
-    again, kept = run(drafter_state=load_table(path)), run(
-        drafter_state=first.drafter_state
-    )
-    assert again.stats.calls == kept.stats.calls
-    np.testing.assert_array_equal(again.drafter_state.table, kept.drafter_state.table)
 
 
 def test_a_table_of_another_vocabulary(tmp_path):
