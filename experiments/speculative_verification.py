@@ -33,7 +33,13 @@ from jtok.ops import Tree
 
 CLAIMS = ("lossless_t0", "lossless_t1", "near_ties")
 SOURCES = (
-    "jtok/decode/*.py",
+    "jtok/decode/drafters.py",
+    "jtok/decode/generate.py",
+    "jtok/decode/loop.py",
+    "jtok/decode/recycling.py",
+    "jtok/decode/templates.py",
+    "jtok/decode/types.py",
+    "jtok/decode/verify.py",
     "jtok/ops/attention.py",
     "jtok/ops/sampling.py",
     "jtok/ops/tree.py",
