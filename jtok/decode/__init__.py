@@ -10,6 +10,7 @@ from jtok.decode.calibrate import (
 )
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.generate import Generated, Stats, generate
+from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
 from jtok.decode.recycling import (
     RecyclingState,
     draft_tokens,
@@ -30,6 +31,7 @@ __all__ = [
     "Needs",
     "Proposal",
     "RecyclingState",
+    "SpecBenchSummary",
     "Stats",
     "Tokens",
     "Tuned",
@@ -46,6 +48,7 @@ __all__ = [
     "prune_template",
     "recycling_template",
     "save_table",
+    "spec_bench_summary",
     "token_recycling",
     "truncate",
     "tune_template",

@@ -15,13 +15,13 @@ from jtok.decode.drafters import no_drafter
 from jtok.decode.types import Drafter, Tokens
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import Model, Target, model_target, split_layers
-from jtok.ops import row_keys
+from jtok.ops import Tree, row_keys
 from jtok.text import Vocabulary
 
 __all__ = ["Generated", "Stats", "generate"]
 
 PyTree = Any
-Prompt = str | Sequence[int] | np.ndarray
+Prompt = str | Sequence[int] | np.ndarray | jax.Array
 _ROUND = 128
 _CHUNKS = (64, 256)
 
@@ -145,8 +145,8 @@ def generate(
 
     Raises:
       ArgumentError: an argument out of its range, an id outside the vocabulary, an
-        empty prompt, more tokens than the model has positions, or a number of per-row
-        values unlike the number of prompts.
+        empty prompt, more tokens than the model has positions, a number of per-row
+        values unlike the number of prompts, or trees for a target that takes chains.
       ArgumentTypeError: a prompt that is neither text nor ids.
 
     Source: for the verification, see `jtok.decode.verify`.
@@ -167,10 +167,13 @@ def generate(
     check(
         sync_every is None or sync_every >= 1, "sync_every", sync_every, "None or >= 1"
     )
-    stops = default_stops if stop_ids is None else tuple(stop_ids)
-    for stop in stops:
-        _check_id("stop_ids", stop, target.info.vocab_size)
+    stops = _stops(stop_ids, default_stops, target.info.vocab_size)
     sampling = _sampling(temperature, top_k, top_p, min_p, count)
+    if any(not hasattr(leaf, "dtype") for leaf in jax.tree.leaves(drafter_state)):
+        raise ArgumentTypeError(
+            f"drafter_state: got {type(drafter_state).__name__}, expected arrays: what "
+            "an earlier run returned."
+        )
     if drafter_state is not None and drafter.inherit is None:
         raise ArgumentError(
             "drafter_state: got one, expected None: this drafter keeps nothing from "
@@ -218,6 +221,8 @@ def _encode(
             f"prompts: got {type(prompts).__name__}, expected text or ids, or a list "
             "of them."
         )
+    if isinstance(prompts, jax.Array):
+        prompts = np.asarray(prompts)
     single = isinstance(prompts, str) or (
         len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
     )
@@ -231,7 +236,12 @@ def _encode(
                     "vocabulary: got None, expected one: there are prompts to encode."
                 )
             prompt = vocabulary.encode(prompt)
-        ids = np.asarray(prompt)
+        try:
+            ids = np.asarray(prompt)
+        except ValueError:
+            raise ArgumentTypeError(
+                f"prompts: prompt {index} is nested, expected text or flat integer ids."
+            ) from None
         if ids.size == 0:
             raise ArgumentError(f"prompts: prompt {index} is empty, expected a token.")
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -245,6 +255,19 @@ def _encode(
     return rows, single
 
 
+def _stops(stop_ids: Any, default: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+    if stop_ids is None:
+        stop_ids = default
+    listed = isinstance(stop_ids, Sequence | np.ndarray)
+    if not listed or not all(isinstance(i, (int, np.integer)) for i in stop_ids):
+        raise ArgumentTypeError(
+            f"stop_ids: got {stop_ids!r}, expected None or a sequence of integer ids."
+        )
+    for stop in stop_ids:
+        _check_id("stop_ids", int(stop), vocab_size)
+    return tuple(int(stop) for stop in stop_ids)
+
+
 def _check_id(argument: str, token: int, vocab_size: int) -> None:
     check(0 <= token < vocab_size, argument, token, f"ids in 0..{vocab_size - 1}")
 
@@ -254,8 +277,12 @@ def _per_row(argument: str, value: Any, count: int, kind: type) -> list[Any]:
     values: list[Any]
     if isinstance(value, (int, float, np.number)):
         values = [value] * count
-    else:
+    elif isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
         values = list(value)
+    else:
+        raise ArgumentTypeError(
+            f"{argument}: got {value!r}, expected one {kind.__name__} or a sequence."
+        )
     if len(values) != count:
         raise ArgumentError(
             f"{argument}: got {len(values)} values, expected one or {count}, as many "
@@ -289,6 +316,8 @@ def _sampling(
     temperatures = _per_row("temperature", temperature, count, float)
     good = all(0 <= t < float("inf") for t in temperatures)
     check(good, "temperature", temperature, "finite values >= 0")
+    if top_k is not None and not isinstance(top_k, (int, np.integer)):
+        raise ArgumentTypeError(f"top_k: got {top_k!r}, expected None or an int.")
     check(top_k is None or top_k >= 1, "top_k", top_k, "None or at least 1")
     if top_p is not None:
         top_p = _per_row("top_p", top_p, count, float)
@@ -296,7 +325,8 @@ def _sampling(
     if min_p is not None:
         min_p = _per_row("min_p", min_p, count, float)
         check(all(0 <= p <= 1 for p in min_p), "min_p", min_p, "values in [0, 1]")
-    return _Sampling(temperatures, top_k, top_p, min_p)
+    kept = None if top_k is None else int(top_k)
+    return _Sampling(temperatures, kept, top_p, min_p)
 
 
 def _check_lengths(rows: list[np.ndarray], budgets: list[int], max_len: Any) -> None:
@@ -363,6 +393,12 @@ def _num_nodes(drafter: Drafter, target: Target, count: int) -> int:
         return drafter.propose(drafter.init(target.info, tokens), tokens)[0]
 
     proposal = jax.eval_shape(first, tokens)
+    tree = proposal.tree
+    is_chain = tree is not None and tree == Tree.chain(tree.max_depth)
+    if not (is_chain or target.info.trees):
+        raise ArgumentError(
+            "drafter: it drafts trees, expected chains: the target takes nothing else."
+        )
     extra = 0 if proposal.extra is None else proposal.extra.positions.shape[1]
     return proposal.tokens.shape[1] + extra
 

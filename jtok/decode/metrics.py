@@ -9,6 +9,8 @@ from jtok.errors import ArgumentError, check
 
 __all__ = ["SpecBenchSummary", "spec_bench_summary"]
 
+Numbers = Sequence[Any] | np.ndarray
+
 
 class SpecBenchSummary(NamedTuple):
     """The figures of one task.
@@ -28,14 +30,14 @@ class SpecBenchSummary(NamedTuple):
 
 
 def spec_bench_summary(
-    question: Sequence[int],
-    new_tokens: Sequence[int],
-    seconds: Sequence[float],
+    question: Numbers,
+    new_tokens: Numbers,
+    seconds: Numbers,
     *,
-    baseline_tokens: Sequence[int],
-    baseline_seconds: Sequence[float],
-    call_question: Sequence[int],
-    call_tokens: Sequence[int],
+    baseline_tokens: Numbers,
+    baseline_seconds: Numbers,
+    call_question: Numbers,
+    call_tokens: Numbers,
     task: Sequence[str] | None = None,
 ) -> dict[str, SpecBenchSummary]:
     """Summarises turns of questions, by task and overall.
@@ -66,8 +68,11 @@ def spec_bench_summary(
     Source: Xia et al. 2024, arXiv 2401.07851, and the evaluation code of Spec-Bench.
 
     Example:
-      >>> got = spec_bench_summary([0, 1], [8, 6], [2.0, 1.0], baseline_tokens=[8, 6],
-      ...     baseline_seconds=[4.0, 3.0], call_question=[0, 0, 1], call_tokens=[4, 4, 6])
+      >>> got = spec_bench_summary(
+      ...     [0, 1], [8, 6], [2.0, 1.0], baseline_tokens=[8, 6],
+      ...     baseline_seconds=[4.0, 3.0],
+      ...     call_question=[0, 0, 1], call_tokens=[4, 4, 6],
+      ... )
       >>> got["overall"].tokens_per_second, got["overall"].speedup
       (5.0, 2.5)
     """

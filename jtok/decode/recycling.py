@@ -25,6 +25,7 @@ from jtok.decode.templates import recycling_template
 from jtok.decode.types import Drafter, Needs, Proposal, Tokens, Verdict
 from jtok.errors import (
     ArgumentError,
+    ArgumentTypeError,
     CheckpointError,
     MissingFileError,
     TreeError,
@@ -109,6 +110,8 @@ def token_recycling(
       >>> again.stats.tokens_per_call > first.stats.tokens_per_call
       True
     """
+    if not isinstance(width, int):
+        raise ArgumentTypeError(f"width: got {width!r}, expected an int.")
     check(width >= 1, "width", width, "at least 1")
     check(patience >= 1, "patience", patience, "at least 1")
     good = min_accept is None or min_accept >= 0
@@ -165,13 +168,20 @@ def _drafter(
         )
 
     def inherit(fresh: RecyclingState, old: Any) -> RecyclingState:
-        table = old.table if isinstance(old, RecyclingState) else jnp.asarray(old)
+        table: Any = old.table if isinstance(old, RecyclingState) else old
+        if not hasattr(table, "shape") or not jnp.issubdtype(table.dtype, jnp.integer):
+            raise ArgumentTypeError(
+                f"drafter_state: got {type(old).__name__}, expected the state of an "
+                "earlier run or an integer table."
+            )
         if table.shape != fresh.table.shape:
             raise VocabMismatchError(
                 f"drafter_state: got a table of shape {table.shape}, expected "
                 f"{fresh.table.shape}."
             )
-        return dataclasses.replace(fresh, table=table.astype(jnp.int32))
+        # Candidates that a foreign table has beyond the vocabulary are never right.
+        table = jnp.clip(jnp.asarray(table, jnp.int32), 0, table.shape[-2] - 1)
+        return dataclasses.replace(fresh, table=table)
 
     return Drafter(
         init,
@@ -275,6 +285,7 @@ def save_table(
       vocabulary: whose ids these are; None stores no hash.
 
     Raises:
+      ArgumentTypeError: `state` holds no integer table.
       VocabMismatchError: the table has another number of rows than the vocabulary
         could have.
       WriteError: the file cannot be written.
@@ -287,6 +298,12 @@ def save_table(
       (4, 2)
     """
     table = state.table if isinstance(state, RecyclingState) else state
+    table = np.asarray(table)
+    if table.ndim not in (2, 3) or not np.issubdtype(table.dtype, np.integer):
+        raise ArgumentTypeError(
+            f"state: got a table of shape {table.shape} and dtype {table.dtype}, "
+            "expected integers [vocab, width] or [batch, vocab, width]."
+        )
     table = np.ascontiguousarray(table, np.int32)
     if vocabulary is not None and vocabulary.size > table.shape[-2]:
         raise VocabMismatchError(
@@ -331,7 +348,8 @@ def load_table(
             table = file.get_tensor("table")
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"path: {os.fspath(path)} is damaged: {error}.") from None
-    if meta.get("kind") != "jtok.token_recycling" or table.dtype != np.int32:
+    good = table.dtype == np.int32 and table.ndim in (2, 3)
+    if meta.get("kind") != "jtok.token_recycling" or not good:
         raise CheckpointError(f"path: {os.fspath(path)} holds no recycling table.")
     if table.min(initial=0) < 0 or table.max(initial=0) >= table.shape[-2]:
         raise ArgumentError(

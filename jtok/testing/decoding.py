@@ -40,7 +40,7 @@ class Difference(NamedTuple):
     """
 
     row: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     gap: float
 
 
@@ -309,7 +309,7 @@ def steps(
       (5, 5)
     """
     count = len(prompts)
-    temperatures = np.broadcast_to(np.float32(temperature), count)
+    temperatures = np.broadcast_to(np.asarray(temperature, np.float32), count)
     sampled = bool(np.any(temperatures > 0))
     rules = loop.Rules(sampled, None, False, False, True, capacity, chunk)
     ids = np.zeros((count, capacity), np.int32)
@@ -317,7 +317,9 @@ def steps(
         row[: len(prompt)] = prompt
     batch = loop.Batch(
         tokens=Tokens(jnp.asarray(ids), jnp.asarray([len(row) for row in prompts])),
-        budget=jnp.asarray(np.broadcast_to(np.int32(max_new_tokens), count)),
+        budget=jnp.asarray(
+            np.broadcast_to(np.asarray(max_new_tokens, np.int32), count)
+        ),
         keys=row_keys(seed + jnp.arange(count)),
         temperature=jnp.asarray(temperatures),
         top_p=jnp.ones(count),

@@ -238,3 +238,34 @@ def test_an_unknown_compatibility(drafter):
 def test_trees(build, message):
     with pytest.raises(TreeError, match=re.escape(message)):
         build()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"top_k": "3"}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"stop_ids": 5}, "stop_ids"),
+        ({"stop_ids": ["a"]}, "stop_ids"),
+        ({"temperature": None}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+    ],
+)
+def test_values_of_a_wrong_type_name_their_argument(options, name):
+    with pytest.raises(ArgumentTypeError, match=f"^{name}: got"):
+        inspect.unwrap(generate)(tiny_model(), [1, 2], **options)
+
+
+def test_a_nested_prompt_names_its_place():
+    with pytest.raises(ArgumentTypeError, match="prompt 1 is nested"):
+        inspect.unwrap(generate)(tiny_model(), [[1, 2], [3, [4]]])
+
+
+def test_a_state_that_holds_no_table_is_refused():
+    with pytest.raises(ArgumentTypeError, match="drafter_state: got str"):
+        generate(tiny_model(), [1], drafter=token_recycling(), drafter_state="x")
+
+
+def test_a_jax_array_is_a_prompt():
+    out = generate(tiny_model(), jnp.array([1, 2]), max_new_tokens=2)
+    assert out.tokens.shape == (2,)

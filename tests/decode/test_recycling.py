@@ -288,6 +288,7 @@ def test_no_table_changes_the_text(temperature, compat):
         assert again.stats.tokens_per_call > made.stats.tokens_per_call >= 1.0
 
 
+@pytest.mark.slow
 def test_a_transformer_samples_the_same_text():
     run = functools.partial(
         generate, tiny_model(), PROMPTS[:2], max_new_tokens=24, temperature=1.0
@@ -437,6 +438,7 @@ def test_files_that_hold_no_table(tmp_path):
         ({"table": table}, None),
         ({"table": table}, {"kind": "other"}),
         ({"table": table.astype(np.float32)}, kind),
+        ({"table": table[0]}, kind),
     ):
         path.write_bytes(safetensors.numpy.save(tensors, metadata=meta))
         with pytest.raises(CheckpointError, match="holds no recycling table"):

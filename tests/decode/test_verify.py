@@ -53,9 +53,6 @@ def trees(draw):
     return parent, depth, draw(few), draw(few), [True, *valid[1:]]
 
 
-CHAIN = ([-1, 0, 1, 2, 3, 4, 4, 4, 4], [0, 1, 2, 3, 4, 4, 4, 4, 4])
-
-
 def as_data(rows):
     """Rows of (parent, depth, tokens, choice, valid) as a proposal and choices."""
     parent, depth, tokens, choice, valid = (jnp.asarray(part) for part in zip(*rows))
@@ -101,10 +98,7 @@ def test_static_trees_follow_the_walk(tree):
     got = run(jnp.asarray(choice), proposal)
     for row in range(shape[0]):
         check_row(got, row, choice[row], tokens[row], tree.parent, valid[row])
-    lengths = set(np.asarray(got.drafts).tolist())
-    assert {0, tree.max_depth} <= lengths | {tree.max_depth}
-    if tree.max_depth == 6:
-        assert lengths == set(range(7))
+    assert len(set(np.asarray(got.drafts).tolist())) >= tree.max_depth - 1
 
 
 def test_of_equal_siblings_the_first_is_taken():
