@@ -375,7 +375,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="inherited-table-dropped",
         slug="token_recycling",
         path="jtok/decode/recycling.py",
-        before="return dataclasses.replace(fresh, table=table.astype(jnp.int32))",
+        before="return dataclasses.replace(fresh, table=table)",
         after="return fresh",
         killed_by="tests/decode/test_recycling.py::test_an_inherited_table_saves_calls",
     ),
