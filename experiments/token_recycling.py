@@ -15,7 +15,11 @@ python -m experiments.run token_recycling --preset full --model Qwen/Qwen2.5-7B-
 The paper (arXiv 2408.08696): 2.70 tokens per call and 2.03x on Spec-Bench with
 Vicuna 7B, where prompt lookup has 1.75 and 1.53x. A small model repeats itself more
 than a large one, which flatters every drafter; the share of repeated 4-grams stands
-beside each figure. About 3 minutes on 2 CPU cores, plus 4 to train the model once.
+beside each figure. Measured: 4.00 to 6.35 tokens
+per call on the small model at temperature 0 (inherited table), 2.88 to 4.44 on a 7 M
+checkpoint that repeats itself less; wall clock 0.83x and 1.19x on two CPU cores, 2.40x
+for 31 M random weights with the small model's acceptance. About 3.5 minutes on 2 CPU
+cores, plus 4 to train the model once.
 """
 
 import dataclasses
@@ -227,7 +231,7 @@ def _prompts(
     else:
         report.data("tasks/gsm8k_train.jsonl", path)
         lines = path.read_text(encoding="utf-8").splitlines()
-        # The end of the file, which the checkpoints among the data did not train on.
+        # Checkpoints among the data were trained on GSM8K, maybe on these questions.
         texts["maths"] = [
             f"Question: {json.loads(line)['question']}\nAnswer:"
             for line in lines[-count:]
