@@ -270,7 +270,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         slug="speculative_verification",
         path="jtok/decode/loop.py",
         before="        depth=depth,",
-        after="        depth=jnp.minimum(jnp.arange(depth.shape[1])[None] + 0 * depth, 6),",
+        after="        depth=jnp.minimum("
+        "jnp.arange(depth.shape[1])[None] + 0 * depth, deepest),",
         killed_by="tests/contracts/test_drafters.py"
         "::test_tokens_are_those_of_plain_decoding[sampled-recycling-inherited]",
     ),

@@ -55,7 +55,9 @@ def lists(out):
 # The guarantee ------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param("greedy", marks=pytest.mark.medium), "sampled"]
+)
 def test_drafts_change_nothing_but_the_calls(mode):
     plain, out = decode(mode), decode(mode, LEARNING)
     assert_token_guarantee(plain, out)
@@ -181,6 +183,7 @@ def test_after_every_step_the_cache_is_that_of_a_fresh_prefill(family):
                 assert_close(got, new[0, :, :length], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.medium
 def test_calls_are_counted_by_the_target():
     model = tiny_model()
     target = counting_target(model.target())
@@ -215,6 +218,7 @@ def test_long_prompts_are_fed_in_chunks():
 # Ends and texts ------------------------
 
 
+@pytest.mark.medium
 def test_stop_ids_come_from_the_model_unless_given():
     first = lists(decode("greedy"))
     stops = (first[0][3], first[2][5])
