@@ -329,7 +329,6 @@ def test_on_a_mesh_the_tokens_are_the_same(mode):
 # Every drafter with every rule ------------------------
 
 RULES = {
-    "greedy": {},
     "sampled": {"temperature": [1.0, 0.0, 0.7, 1.3]},
     "top-k": {"temperature": 1.0, "top_k": 7},
     "top-p-min-p": {"temperature": 0.9, "top_p": [0.9, 0.5, 1.0, 0.8], "min_p": 0.02},
@@ -343,9 +342,14 @@ def truth(rule):
     )
 
 
+# A row of the sampled batch takes the arg-max; the filters are one code for all
+# drafters, so each drafter meets one of them.
+PAIRS = [("sampled", name) for name in DRAFTERS]
+PAIRS += [(("top-k", "top-p-min-p")[i % 2], name) for i, name in enumerate(DRAFTERS)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DRAFTERS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule, name", PAIRS)
 def test_every_drafter_with_every_rule(rule, name):
     plain, case = truth(rule), DRAFTERS[name]
     drafter = case.make(plain.tokens, 96)
