@@ -84,6 +84,7 @@ def prune_template(
         more hits than its parent.
 
     Example:
+      >>> from jtok.ops import Tree
       >>> prune_template(Tree.star(3), [9, 1, 5, 2], nodes=3).paths
       ((1,), (2,))
     """
@@ -119,6 +120,7 @@ def choose_template(
       ArgumentError: as `prune_template`, or no calls were counted.
 
     Example:
+      >>> from jtok.ops import Tree
       >>> costs = CostCurve((1, 2, 3), (1.0, 1.0, 3.0))
       >>> choose_template(Tree.star(2), [10, 6, 1], costs)[0].num_nodes
       2

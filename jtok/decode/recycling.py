@@ -209,6 +209,7 @@ def draft_tokens(
       such a node, cannot add anything.
 
     Example:
+      >>> from jtok.ops import Tree
       >>> table = jnp.array([[1, 2], [0, 2], [0, 0]])
       >>> tokens, fresh = draft_tokens(table, jnp.array([0]), Tree.star(2))
       >>> tokens.tolist(), fresh.tolist()

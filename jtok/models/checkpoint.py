@@ -157,6 +157,7 @@ def init(
       VocabMismatchError: the tokenizer has more ids than the embedding has rows.
 
     Example:
+      >>> from jtok import nn
       >>> sizes = dict(vocab_size=8, width=4, num_layers=1, num_heads=1,
       ...              num_kv_heads=1, head_dim=4, mlp_width=8, max_positions=16)
       >>> model = init(nn.DecoderConfig(**sizes), jax.random.key(0))

@@ -128,6 +128,7 @@ def fit(
       WriteError: `folder` or `metrics_file` cannot be written.
 
     Example:
+      >>> import optax
       >>> def loss_fn(trainable, frozen, state, batch, key):
       ...     return jnp.mean((trainable["w"] * batch - 1) ** 2), ({}, state)
       >>> result = fit(loss_fn, {"w": jnp.zeros(())}, optimizer=optax.sgd(0.1),
