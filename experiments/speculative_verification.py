@@ -9,6 +9,9 @@ must have been closer than 1e-4 there, and each such near-tie is listed with its
 python -m experiments.run speculative_verification
 ```
 
+`--quick` keeps the two main drafters, prompt lookup and 17 nodes of Token Recycling;
+the committed run was made so, and its "every drafter" means these two.
+
 This is no paper but the ground that all drafters share (Leviathan et al. 2023, arXiv
 2211.17192). About 10 minutes on 2 CPU cores, plus 4 to train the small model once.
 """
