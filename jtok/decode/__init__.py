@@ -20,10 +20,20 @@ from jtok.decode.recycling import (
     update_table,
 )
 from jtok.decode.templates import recycling_template
-from jtok.decode.types import Drafter, Needs, Proposal, Tokens, Verdict
-from jtok.decode.verify import Accepted, accept, truncate
+from jtok.decode.types import (
+    Accepted,
+    Drafter,
+    Needs,
+    Proposal,
+    Rule,
+    Sampling,
+    Tokens,
+    Verdict,
+)
+from jtok.decode.verify import EXACT, accept, truncate
 
 __all__ = [
+    "EXACT",
     "Accepted",
     "CostCurve",
     "Drafter",
@@ -31,6 +41,8 @@ __all__ = [
     "Needs",
     "Proposal",
     "RecyclingState",
+    "Rule",
+    "Sampling",
     "SpecBenchSummary",
     "Stats",
     "Tokens",

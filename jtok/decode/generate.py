@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.decode import loop
+from jtok.decode import loop, verify
 from jtok.decode.drafters import no_drafter
-from jtok.decode.types import Drafter, Tokens
+from jtok.decode.types import Drafter, Sampling, Tokens
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import Model, Target, model_target, split_layers
 from jtok.ops import Tree, row_keys
@@ -355,44 +355,54 @@ def _batch(
     count, longest = len(rows), max(map(len, rows))
     # Size classes, so that other prompts reuse what was compiled.
     chunk = next((size for size in _CHUNKS if longest <= size), _CHUNKS[-1])
-    nodes = _num_nodes(drafter, target, count)
+    how = _how(sampling, seeds)
+    nodes = _num_nodes(drafter, target, count, how)
     need = max(longest + chunk, longest + max(budgets) + nodes)
     capacity = -(-need // _ROUND) * _ROUND
     ids = np.zeros((count, capacity), np.int32)
     for row, prompt in zip(ids, rows, strict=True):
         row[: len(prompt)] = prompt
-    sampled = any(t > 0 for t in sampling.temperature)
-    rules = loop.Rules(
-        sampled=sampled,
-        top_k=sampling.top_k if sampled else None,
-        top_p=sampled and sampling.top_p is not None,
-        min_p=sampled and sampling.min_p is not None,
-        gaps=gaps,
-        capacity=capacity,
-        chunk=chunk,
-    )
-    ones = [1.0] * count
+    rules = loop.Rules(rule=verify.EXACT, gaps=gaps, capacity=capacity, chunk=chunk)
+    lengths = jnp.asarray([len(row) for row in rows])
     batch = loop.Batch(
-        tokens=Tokens(jnp.asarray(ids), jnp.asarray([len(row) for row in rows])),
+        tokens=Tokens(jnp.asarray(ids), lengths, how),
         budget=jnp.asarray(budgets, jnp.int32),
-        keys=row_keys(jnp.asarray(np.array(seeds, np.int64) & 0xFFFFFFFF, jnp.uint32)),
-        temperature=jnp.asarray(sampling.temperature, jnp.float32),
-        top_p=jnp.asarray(sampling.top_p or ones, jnp.float32),
-        min_p=jnp.asarray(sampling.min_p or ones, jnp.float32),
         stop_ids=jnp.asarray(stops or (-1,), jnp.int32),
+        drafter=drafter.params,
     )
     return batch, rules
 
 
-def _num_nodes(drafter: Drafter, target: Target, count: int) -> int:
+def _how(sampling: _Sampling, seeds: list[int]) -> Sampling | None:
+    """None where every row takes the arg-max, so that nothing is drawn."""
+    if not any(t > 0 for t in sampling.temperature):
+        return None
+
+    def array(values: list[float] | None) -> jax.Array | None:
+        return None if values is None else jnp.asarray(values, jnp.float32)
+
+    return Sampling(
+        keys=row_keys(jnp.asarray(np.array(seeds, np.int64) & 0xFFFFFFFF, jnp.uint32)),
+        temperature=jnp.asarray(sampling.temperature, jnp.float32),
+        top_p=array(sampling.top_p),
+        min_p=array(sampling.min_p),
+        top_k=sampling.top_k,
+    )
+
+
+def _num_nodes(
+    drafter: Drafter, target: Target, count: int, sampling: Sampling | None
+) -> int:
     """Query slots of a call, without running anything."""
     shape: Any = jax.ShapeDtypeStruct
-    tokens = Tokens(shape((count, _ROUND), jnp.int32), shape((count,), jnp.int32))
+    ids, length = shape((count, _ROUND), jnp.int32), shape((count,), jnp.int32)
+    tokens = Tokens(ids, length, sampling)
 
-    def first(tokens: Tokens) -> Any:
-        return drafter.propose(drafter.init(target.info, tokens), tokens)[0]
+    def first(tokens: Tokens, params: PyTree) -> Any:
+        bound = drafter.bind(params)
+        return bound.propose(bound.init(target.info, tokens), tokens)[0]
 
-    proposal = jax.eval_shape(first, tokens)
+    proposal = jax.eval_shape(first, tokens, drafter.params)
     tree = proposal.tree
     is_chain = tree is not None and tree == Tree.chain(tree.max_depth)
     if not (is_chain or target.info.trees):

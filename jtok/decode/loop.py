@@ -11,9 +11,9 @@ from flax import struct
 from jaxtyping import Array
 
 from jtok.decode import verify
-from jtok.decode.types import Drafter, Proposal, Tokens, Verdict
+from jtok.decode.types import Drafter, Proposal, Rule, Tokens, Verdict
 from jtok.models import StepInput, Target
-from jtok.ops import Draw, Tree, Want
+from jtok.ops import Tree, Want
 
 __all__ = ["Batch", "Rules", "State", "runner"]
 
@@ -24,19 +24,13 @@ class Rules(NamedTuple):
     """Static choices of a run; they select what is compiled.
 
     Attributes:
-      sampled: draw with noise; else the arg-max.
-      top_k: tokens that sampling keeps, None for all.
-      top_p: whether rows have a top-p.
-      min_p: whether rows have a min-p.
+      rule: how drafts are accepted.
       gaps: record how close every choice was.
       capacity: slots a row.
       chunk: prompt tokens a prefill step.
     """
 
-    sampled: bool
-    top_k: int | None
-    top_p: bool
-    min_p: bool
+    rule: Rule
     gaps: bool
     capacity: int
     chunk: int
@@ -47,22 +41,16 @@ class Batch:
     """What a run is given, per row.
 
     Attributes:
-      tokens: the prompts.
+      tokens: the prompts, and how rows choose.
       budget: `[batch]` int32 most tokens to emit.
-      keys: `[batch, 2]` uint32 raw keys.
-      temperature: `[batch]` float32.
-      top_p: `[batch]` float32.
-      min_p: `[batch]` float32.
       stop_ids: `[stops]` int32, -1 for none.
+      drafter: parameters of the drafter, or None.
     """
 
     tokens: Tokens
     budget: jax.Array
-    keys: jax.Array
-    temperature: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
     stop_ids: jax.Array
+    drafter: PyTree = None
 
 
 @struct.dataclass
@@ -111,18 +99,22 @@ class Runner(NamedTuple):
     advance: Callable[..., State]
 
 
-@functools.lru_cache(maxsize=128)
 def runner(target: Target, drafter: Drafter, rules: Rules) -> Runner:
     """The compiled loop for a target, a drafter and static rules.
 
     Args:
       target: what is decoded.
-      drafter: what proposes.
+      drafter: what proposes; its parameters come with the `Batch`.
       rules: static choices.
 
     Returns:
       `Runner`; equal arguments give the same compiled functions.
     """
+    return _runner(target, drafter._replace(params=None), rules)
+
+
+@functools.lru_cache(maxsize=128)
+def _runner(target: Target, drafter: Drafter, rules: Rules) -> Runner:
     start = functools.partial(_start, target, drafter, rules)
     advance = functools.partial(_advance, target, drafter, rules)
     return Runner(jax.jit(start), jax.jit(advance, donate_argnums=2))
@@ -136,7 +128,7 @@ def _start(
     batch: Batch,
     inherited: PyTree,
 ) -> State:
-    tokens = batch.tokens
+    tokens, drafter = batch.tokens, drafter.bind(batch.drafter)
     rows, capacity = tokens.ids.shape
     state = drafter.init(target.info, tokens)
     if inherited is not None and drafter.inherit is not None:
@@ -213,6 +205,7 @@ def _advance(
     state: State,
     limit: Array,
 ) -> State:
+    drafter = drafter.bind(batch.drafter)
     step = functools.partial(_step, target, drafter, rules, params, batch)
     gave_up = drafter.gave_up
 
@@ -260,10 +253,11 @@ def _step(
     )
     out, cache = target.step(params, state.cache, _with_extra(nodes_in, proposal.extra))
     hidden = out.hidden[:, :nodes]
-    draw = _draw(rules, batch, start, depth, proposal.deepest)
-    want = Want(draw, top_k=drafter.needs.top_k, gap=rules.gaps)
+    how = tokens.sampling
+    draw = None if how is None else how.draw(start, depth, proposal.deepest)
+    want = Want(draw, top_k=drafter.needs.top_k, rows=rules.rule.rows, gap=rules.gaps)
     read = target.readout(params, hidden, want)
-    accepted = verify.accept(read.choice, proposal)
+    accepted = rules.rule.accept(proposal, read, tokens)
     produced = tokens.count - batch.tokens.count
     count, stopped = verify.truncate(
         accepted, live=live, budget=batch.budget - produced, stop_ids=batch.stop_ids
@@ -301,23 +295,6 @@ def _with_extra(step: Any, extra: Any) -> StepInput:
     )
 
 
-def _draw(
-    rules: Rules, batch: Batch, start: Array, depth: Array, deepest: int
-) -> Draw | None:
-    if not rules.sampled:
-        return None
-    return Draw(
-        keys=batch.keys,
-        start=start,
-        depth=depth,
-        temperature=batch.temperature,
-        top_p=batch.top_p if rules.top_p else None,
-        min_p=batch.min_p if rules.min_p else None,
-        top_k=rules.top_k,
-        max_depth=deepest,
-    )
-
-
 def _record(
     state: State, batch: Batch, verdict: Verdict, stopped: Array, live: Array
 ) -> State:
@@ -331,7 +308,9 @@ def _record(
         write = lambda row, some, at: jax.lax.dynamic_update_slice(row, some, (at,))
         return jax.vmap(write)(buffer, new, old.count)
 
-    tokens = Tokens(append(old.ids, verdict.emitted), old.count + count)
+    tokens = dataclasses.replace(
+        old, ids=append(old.ids, verdict.emitted), count=old.count + count
+    )
     calls = jnp.broadcast_to(state.calls[:, None], kept.shape)
     gaps = state.gaps
     if verdict.readout.gap is not None:

@@ -9,12 +9,62 @@ import numpy as np
 from flax import struct
 
 from jtok.errors import ArgumentError
-from jtok.models import Info, StepInput
-from jtok.ops import Readout, Tree, ancestor_mask
+from jtok.models import StepInput
+from jtok.ops import Draw, Readout, Tree, ancestor_mask
 
-__all__ = ["Drafter", "Needs", "Proposal", "Tokens", "Verdict"]
+__all__ = [
+    "Accepted",
+    "Drafter",
+    "Needs",
+    "Proposal",
+    "Rule",
+    "Sampling",
+    "Tokens",
+    "Verdict",
+]
 
 PyTree = Any
+
+
+@struct.dataclass
+class Sampling:
+    """How rows choose their tokens. A model that drafts draws the same way.
+
+    Attributes:
+      keys: `[batch, 2]` uint32 raw key of every row.
+      temperature: `[batch]` float32 >= 0; 0 takes the arg-max.
+      top_p: `[batch]` float32 in (0, 1], or None.
+      min_p: `[batch]` float32 in [0, 1], or None.
+      top_k: tokens to keep, or None (static).
+    """
+
+    keys: jax.Array
+    temperature: jax.Array
+    top_p: jax.Array | None = None
+    min_p: jax.Array | None = None
+    top_k: int | None = struct.field(pytree_node=False, default=None)
+
+    def draw(self, start: jax.Array, depth: jax.Array, max_depth: int) -> Draw:
+        """How the nodes at positions `start + depth` draw their next token.
+
+        Args:
+          start: `[batch]` int32 absolute position of depth 0.
+          depth: `[batch, nodes]` int32.
+          max_depth: bound on `depth` (static).
+
+        Returns:
+          `Draw`. The noise is that of the verifier wherever positions agree.
+        """
+        return Draw(
+            keys=self.keys,
+            start=start,
+            depth=depth,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            top_k=self.top_k,
+            max_depth=max_depth,
+        )
 
 
 @struct.dataclass
@@ -24,10 +74,12 @@ class Tokens:
     Attributes:
       ids: `[batch, capacity]` int32; entries at `count` and above mean nothing.
       count: `[batch]` int32, at least 1.
+      sampling: how rows choose, None for the arg-max.
     """
 
     ids: jax.Array
     count: jax.Array
+    sampling: Sampling | None = None
 
     @property
     def root(self) -> jax.Array:
@@ -113,6 +165,35 @@ class Verdict:
     taps: dict[Any, jax.Array] = struct.field(default_factory=dict)
 
 
+class Accepted(NamedTuple):
+    """The path of every row that a rule accepts.
+
+    Attributes:
+      path: `[batch, depth + 1]` int32 node ids, root first, -1 below.
+      drafts: `[batch]` int32 drafts on it (0 where only the root is).
+      emitted: `[batch, depth + 1]` int32; the first `drafts + 1` are the accepted
+        drafts and the target's own next token.
+    """
+
+    path: jax.Array
+    drafts: jax.Array
+    emitted: jax.Array
+
+
+class Rule(NamedTuple):
+    """How drafts become emitted tokens.
+
+    Attributes:
+      accept: `(Proposal, Readout, Tokens) -> Accepted`.
+      guarantee: "token", "distribution" or "none"; see `Generated.guarantee`.
+      rows: whether `accept` reads all logits of every node (`Readout.rows`).
+    """
+
+    accept: Callable[[Proposal, Readout, Tokens], Accepted]
+    guarantee: str
+    rows: bool = False
+
+
 class Needs(NamedTuple):
     """What a drafter wants from the target at every node.
 
@@ -130,6 +211,10 @@ class Needs(NamedTuple):
 class Drafter(NamedTuple):
     """Proposes tokens; whatever it proposes, it cannot change what is emitted.
 
+    A drafter with parameters (a draft model, heads) gives them as `params`; `init`,
+    `propose` and `update` then take them as their last argument, so that they reach
+    compiled code as arguments and not as constants.
+
     Attributes:
       init: `(Info, Tokens) -> state` for a batch of prompts.
       propose: `(state, Tokens) -> (Proposal, state)`.
@@ -146,9 +231,28 @@ class Drafter(NamedTuple):
       0
     """
 
-    init: Callable[[Info, Tokens], PyTree]
-    propose: Callable[[PyTree, Tokens], tuple[Proposal, PyTree]]
-    update: Callable[[PyTree, Verdict], PyTree]
+    init: Callable[..., PyTree]
+    propose: Callable[..., tuple[Proposal, PyTree]]
+    update: Callable[..., PyTree]
     needs: Needs = Needs()
     inherit: Callable[[PyTree, PyTree], PyTree] | None = None
     gave_up: Callable[[PyTree], jax.Array] | None = None
+    params: PyTree = None
+
+    def bind(self, params: PyTree) -> "Drafter":
+        """The drafter whose functions take no parameters any more.
+
+        Args:
+          params: as `self.params`; None gives the drafter itself.
+
+        Returns:
+          `Drafter` with `params` None.
+        """
+        if params is None:
+            return self
+        return self._replace(
+            init=lambda info, tokens: self.init(info, tokens, params),
+            propose=lambda state, tokens: self.propose(state, tokens, params),
+            update=lambda state, verdict: self.update(state, verdict, params),
+            params=None,
+        )

@@ -8,31 +8,13 @@ Source: Leviathan et al. 2023, arXiv 2211.17192; Cai et al. 2024, arXiv 2401.107
 section 2.3. Differs: draws are keyed by position instead of by step.
 """
 
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jtok.decode.types import Proposal
-from jtok.ops import ancestor_path
+from jtok.decode.types import Accepted, Proposal, Rule, Tokens
+from jtok.ops import Readout, ancestor_path
 
-__all__ = ["Accepted", "accept", "truncate"]
-
-
-class Accepted(NamedTuple):
-    """The longest right path of every row.
-
-    Attributes:
-      path: `[batch, depth + 1]` int32 node ids, root first, -1 below.
-      drafts: `[batch]` int32 drafts on it (0 where only the root is).
-      emitted: `[batch, depth + 1]` int32; the first `drafts + 1` are the accepted
-        drafts and the target's own next token.
-    """
-
-    path: jax.Array
-    drafts: jax.Array
-    emitted: jax.Array
+__all__ = ["EXACT", "accept", "truncate"]
 
 
 def accept(choice: Int[Array, "batch nodes"], proposal: Proposal) -> Accepted:
@@ -67,6 +49,15 @@ def accept(choice: Int[Array, "batch nodes"], proposal: Proposal) -> Accepted:
     along = jnp.where(path < 0, node[:, None], path)
     emitted = jnp.take_along_axis(choice, along, axis=1)
     return Accepted(path, drafts.astype(jnp.int32), emitted)
+
+
+def _accept_choice(proposal: Proposal, read: Readout, tokens: Tokens) -> Accepted:
+    del tokens
+    return accept(read.choice, proposal)
+
+
+# A draft is right where it is what plain decoding would choose there.
+EXACT = Rule(_accept_choice, "token")
 
 
 def truncate(

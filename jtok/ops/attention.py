@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jtok.errors import check
+
 __all__ = ["attention", "cached_attention", "write_rows"]
 
 _Running = tuple[Array, Array, Array]
@@ -24,6 +26,7 @@ def attention(
     *,
     scale: float,
     bias: Float[Array, " #batch #heads #seq seq"] | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "batch seq heads head_dim"]:
     """Attention among the tokens of one call, without a cache.
 
@@ -37,6 +40,7 @@ def attention(
       allow: `[batch, seq, seq]` bool, row = query, True = may attend.
       scale: factor on the scores.
       bias: `[batch, heads or 1, seq or 1, seq]` added to the scaled scores.
+      softcap: scores become `softcap * tanh(scores / softcap)`, None for no cap.
 
     Returns:
       `[batch, seq, heads, head_dim]` in the dtype of `query`.
@@ -49,7 +53,7 @@ def attention(
       (1, 3, 2, 4)
     """
     grouped = _group(query, key.shape[1])
-    scores = _scores(grouped, key, scale)
+    scores = _capped(_scores(grouped, key, scale), softcap)
     if bias is not None:
         batch, heads, rows, columns = bias.shape
         kv_heads = key.shape[1] if heads > 1 else 1
@@ -70,6 +74,9 @@ def cached_attention(
     allow: Bool[Array, "batch nodes nodes"],
     *,
     scale: float,
+    positions: Int[Array, "batch nodes"] | None = None,
+    window: int | Int[Array, ""] | None = None,
+    softcap: float | None = None,
     block: int = 256,
 ) -> Float[Array, "batch nodes heads head_dim"]:
     """Attention of a draft tree (or a prompt chunk) over the cache and itself.
@@ -87,6 +94,11 @@ def cached_attention(
       length: `[batch]` int32, cached tokens of every row.
       allow: `[batch, nodes, nodes]` bool, row = query; each row should allow itself.
       scale: factor on the scores.
+      positions: `[batch, nodes]` int32 of the nodes; needed with a window. The token
+        in slot s stands at position s.
+      window: a node at position p sees the positions above `p - window`, of the cache
+        and of the nodes; None sees all.
+      softcap: scores become `softcap * tanh(scores / softcap)`, None for no cap.
       block: cache slots that are read at a time (static).
 
     Returns:
@@ -104,7 +116,13 @@ def cached_attention(
     """
     capacity = cache_key.shape[2]
     grouped = _group(query, key.shape[1])
-    scores = _scores(grouped, key, scale)
+    first = jnp.zeros(query.shape[:2], jnp.int32)  # lowest slot that a node sees
+    if window is not None:
+        check(positions is not None, "positions", None, "positions beside a window")
+        near: Array = jnp.asarray(positions)
+        first = jnp.maximum(near - window + 1, 0)
+        allow = allow & (near[:, None, :] >= first[:, :, None])
+    scores = _capped(_scores(grouped, key, scale), softcap)
     scores = jnp.where(allow[:, None, None], scores, _MASKED)
     best = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - best)
@@ -118,10 +136,11 @@ def cached_attention(
         start = jnp.minimum(index * width, capacity - width)
         slots = start + jnp.arange(width)
         fresh = (slots >= index * width)[None] & (slots[None] < length[:, None])
+        seen = fresh[:, None] & (slots[None, None] >= first[..., None])
         part_key = jax.lax.dynamic_slice_in_dim(cache_key, start, width, axis=2)
         part_value = jax.lax.dynamic_slice_in_dim(cache_value, start, width, axis=2)
-        scores = _scores(grouped, part_key, scale)
-        scores = jnp.where(fresh[:, None, None, None], scores, _MASKED)
+        scores = _capped(_scores(grouped, part_key, scale), softcap)
+        scores = jnp.where(seen[:, None, None], scores, _MASKED)
         higher = jnp.maximum(best, jnp.max(scores, axis=-1, keepdims=True))
         shrink, weights = jnp.exp(best - higher), jnp.exp(scores - higher)
         total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
@@ -132,7 +151,7 @@ def cached_attention(
     if width == capacity:
         carry = add_block(jnp.int32(0), carry)
     else:
-        carry = jax.lax.fori_loop(0, num_blocks, add_block, carry)
+        carry = jax.lax.fori_loop(jnp.min(first) // width, num_blocks, add_block, carry)
     _, total, mixed = carry
     return _ungroup(mixed / total, query)
 
@@ -186,6 +205,10 @@ def _scores(grouped: Array, key: Array, scale: float) -> Array:
         "bhqd,bhkd->bhqk", flat, key, preferred_element_type=jnp.float32
     )
     return scores.reshape(batch, kv_heads, groups, seq, key.shape[2]) * scale
+
+
+def _capped(scores: Array, softcap: float | None) -> Array:
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def _mix(weights: Array, value: Array) -> Array:

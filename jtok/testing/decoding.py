@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jtok.decode import Drafter, Generated, Tokens, loop, no_drafter
+from jtok.decode import Drafter, Generated, Sampling, Tokens, loop, no_drafter, verify
 from jtok.errors import ArgumentError, check
 from jtok.models import Info, StepInput, StepOutput, Target
 from jtok.ops import row_keys
@@ -310,21 +310,23 @@ def steps(
     """
     count = len(prompts)
     temperatures = np.broadcast_to(np.asarray(temperature, np.float32), count)
-    sampled = bool(np.any(temperatures > 0))
-    rules = loop.Rules(sampled, None, False, False, True, capacity, chunk)
+    sampling = None
+    if np.any(temperatures > 0):
+        keys = row_keys(seed + jnp.arange(count))
+        sampling = Sampling(keys, jnp.asarray(temperatures))
+    rules = loop.Rules(verify.EXACT, True, capacity, chunk)
     ids = np.zeros((count, capacity), np.int32)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     batch = loop.Batch(
-        tokens=Tokens(jnp.asarray(ids), jnp.asarray([len(row) for row in prompts])),
+        tokens=Tokens(
+            jnp.asarray(ids), jnp.asarray([len(row) for row in prompts]), sampling
+        ),
         budget=jnp.asarray(
             np.broadcast_to(np.asarray(max_new_tokens, np.int32), count)
         ),
-        keys=row_keys(seed + jnp.arange(count)),
-        temperature=jnp.asarray(temperatures),
-        top_p=jnp.ones(count),
-        min_p=jnp.zeros(count),
         stop_ids=jnp.asarray(tuple(stop_ids) or (-1,), jnp.int32),
+        drafter=None if drafter is None else drafter.params,
     )
     run = loop.runner(target, drafter or no_drafter(), rules)
     state = run.start(params, batch, drafter_state)

@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jtok.decode import generate, loop
+from jtok.decode import EXACT, generate, loop
 from jtok.testing import bigram_target, counting_target, steps
 from tests.contracts.drafters import DRAFTERS
 
@@ -196,7 +196,7 @@ def test_a_finished_row_never_changes(mode, name):
 def test_other_prompts_reuse_what_was_compiled(mode, name):
     drafter, state = made(mode, name)
     decode(mode, name)
-    rules = loop.Rules(mode == "sampled", None, False, False, True, 128, 64)
+    rules = loop.Rules(EXACT, True, 128, 64)
     run = loop.runner(TARGET, drafter, rules)
     sizes = run.start._cache_size(), run.advance._cache_size()
     assert all(sizes)
