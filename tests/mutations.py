@@ -132,7 +132,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="noise-of-the-position-before",
         slug="foundation",
-        path="jtok/ops/unembed.py",
+        path="jtok/ops/readouts.py",
         before="positions = self.start[:, None] + levels[None]",
         after="positions = self.start[:, None] + levels[None] - 1",
         killed_by="tests/ops/test_unembed.py::test_draw_is_gumbel_max_at_its_position",

@@ -9,7 +9,8 @@ from flax import struct
 
 from jtok import nn
 from jtok.models import model as core
-from jtok.ops.unembed import Readout, Want, readout, readout_logits
+from jtok.ops.readouts import Readout, Want, readout_logits
+from jtok.ops.unembed import readout
 
 __all__ = ["Info", "StepInput", "StepOutput", "Target", "model_target"]
 

@@ -1,16 +1,10 @@
 """Array-to-array primitives: no model, no vocabulary, no state."""
 
 from jtok.ops.attention import attention, cached_attention, write_rows
+from jtok.ops.readouts import Draw, Readout, Want, readout_logits
 from jtok.ops.sampling import filter_logits, gumbel_at, row_keys
 from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
-from jtok.ops.unembed import (
-    Draw,
-    Readout,
-    Want,
-    cross_entropy,
-    readout,
-    readout_logits,
-)
+from jtok.ops.unembed import cross_entropy, readout
 
 __all__ = [
     "Draw",
