@@ -11,6 +11,7 @@ from jtok.decode.calibrate import (
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
+from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
 from jtok.decode.recycling import (
     RecyclingState,
     draft_tokens,
@@ -19,6 +20,7 @@ from jtok.decode.recycling import (
     token_recycling,
     update_table,
 )
+from jtok.decode.sessions import Session
 from jtok.decode.templates import recycling_template
 from jtok.decode.types import (
     Accepted,
@@ -39,18 +41,22 @@ __all__ = [
     "Drafter",
     "Generated",
     "Needs",
+    "Processor",
     "Proposal",
     "RecyclingState",
     "Rule",
     "Sampling",
+    "Session",
     "SpecBenchSummary",
     "Stats",
     "Tokens",
     "Tuned",
     "Verdict",
     "accept",
+    "allow_tokens",
     "choose_template",
     "cost_curve",
+    "dfa",
     "draft_tokens",
     "find_continuation",
     "generate",
@@ -61,6 +67,7 @@ __all__ = [
     "recycling_template",
     "save_table",
     "spec_bench_summary",
+    "spelling_dfa",
     "token_recycling",
     "truncate",
     "tune_template",
