@@ -20,7 +20,9 @@ from jtok.decode.recycling import (
     token_recycling,
     update_table,
 )
+from jtok.decode.serve import serve
 from jtok.decode.sessions import Session
+from jtok.decode.stream import Event, stream
 from jtok.decode.templates import recycling_template
 from jtok.decode.types import (
     Accepted,
@@ -39,6 +41,7 @@ __all__ = [
     "Accepted",
     "CostCurve",
     "Drafter",
+    "Event",
     "Generated",
     "Needs",
     "Processor",
@@ -66,8 +69,10 @@ __all__ = [
     "prune_template",
     "recycling_template",
     "save_table",
+    "serve",
     "spec_bench_summary",
     "spelling_dfa",
+    "stream",
     "token_recycling",
     "truncate",
     "tune_template",

@@ -6,14 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtok.decode.arguments import encode_messages
 from jtok.decode.course import Course
-from jtok.decode.options import Options, prepare
+from jtok.decode.options import Options, prepare, prompts_from
 from jtok.decode.processors import Processor
 from jtok.decode.results import Generated, Stats
 from jtok.decode.sessions import Session
 from jtok.decode.types import Drafter
-from jtok.errors import check
 from jtok.models import Model, Target
 from jtok.text import Vocabulary
 
@@ -117,7 +115,7 @@ def generate(
       >>> generate(tiny_model(), [1, 2, 3], max_new_tokens=4).tokens.shape
       (4,)
     """
-    prompts = _prompts(model, prompts, messages, vocabulary)
+    prompts = prompts_from(model, prompts, messages, vocabulary)
     options = Options(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
@@ -149,12 +147,3 @@ def generate(
     while course.advance():
         pass
     return course.result()
-
-
-def _prompts(model: Any, prompts: Any, messages: Any, vocabulary: Any) -> Any:
-    """Prompts as they were given, or made of messages."""
-    if messages is None:
-        return prompts
-    check(prompts is None, "prompts", "some", "None beside messages")
-    vocabulary = vocabulary or getattr(model, "vocabulary", None)
-    return encode_messages(messages, vocabulary)

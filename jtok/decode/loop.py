@@ -17,7 +17,7 @@ from jtok.decode.types import Drafter, Proposal, Tokens, Verdict
 from jtok.models import StepInput, Target
 from jtok.ops import Readout, Tree, Want, readout_logits
 
-__all__ = ["Batch", "Rules", "State", "runner"]
+__all__ = ["Batch", "Held", "Rules", "Runner", "State", "into", "runner"]
 
 PyTree = Any
 
@@ -88,7 +88,7 @@ def _start(
     proposal, _ = jax.eval_shape(drafter.propose, state, tokens)
     cache = target.init_cache(params, rows, capacity)
     if held is not None:
-        cache = jax.tree.map(_into, cache, held.cache)
+        cache = jax.tree.map(into, cache, held.cache)
     done = None if held is None else held.length
     cache, state = _prefill(target, drafter, rules, params, batch, cache, state, done)
     how = batch.shaping
@@ -111,7 +111,7 @@ def _start(
     )
 
 
-def _into(fresh: Array, old: Array) -> Array:
+def into(fresh: Array, old: Array) -> Array:
     """An old buffer, moved into a larger one where it grew."""
     if fresh.shape == old.shape:
         return old

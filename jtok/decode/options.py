@@ -14,6 +14,7 @@ from jtok.decode.arguments import (
     bias_from,
     check_drafter_state,
     check_lengths,
+    encode_messages,
     encode_prompts,
     per_row,
     sampling_from,
@@ -31,7 +32,7 @@ from jtok.ops import Tree, row_keys
 from jtok.ops.penalties import Penalties
 from jtok.text import Vocabulary
 
-__all__ = ["Options", "Prepared", "options_from", "prepare"]
+__all__ = ["Options", "Prepared", "options_from", "prepare", "prompts_from"]
 
 PyTree = Any
 Prompt = str | Sequence[int] | np.ndarray | jax.Array
@@ -81,6 +82,15 @@ def options_from(given: Mapping[str, Any]) -> Options:
                 f"{name}: there is no such option{near(name, known)}."
             )
     return Options(**given)
+
+
+def prompts_from(model: Any, prompts: Any, messages: Any, vocabulary: Any) -> Any:
+    """Prompts as they were given, or made of messages."""
+    if messages is None:
+        return prompts
+    check(prompts is None, "prompts", "some", "None beside messages")
+    vocabulary = vocabulary or getattr(model, "vocabulary", None)
+    return encode_messages(messages, vocabulary)
 
 
 class Prepared(NamedTuple):

@@ -139,7 +139,10 @@ def result(
     def cut(buffer: np.ndarray | None) -> Any:
         if buffer is None:
             return None
-        parts = [buffer[row][span] for row, span in zip(rows, spans, strict=True)]
+        # Copies: the buffers may be given to the next call.
+        parts = [
+            np.array(buffer[row][span]) for row, span in zip(rows, spans, strict=True)
+        ]
         return parts[0] if single else parts
 
     def listed(values: list[Any]) -> Any:
@@ -158,7 +161,8 @@ def result(
         decode_seconds=timing.decode_seconds,
         host_syncs=timing.host_syncs,
     )
-    tokens = [ids[row][span] for row, span in zip(rows, spans, strict=True)]
+    pairs = list(zip(rows, spans, strict=True))
+    tokens = [np.array(ids[row][span]) for row, span in pairs]
     reasons = ["stop" if stopped[row] else "length" for row in rows]
     return Generated(
         tokens=listed(tokens),

@@ -17,6 +17,10 @@ class Penalties:
         it and negative ones multiplied. 1 changes nothing.
       presence: `[batch]` float32 nats taken from every seen token.
       frequency: `[batch]` float32 nats taken for each time a token was seen.
+
+    Example:
+      >>> Penalties(jnp.ones(2), jnp.zeros(2), jnp.zeros(2)).repetition.shape
+      (2,)
     """
 
     repetition: jax.Array
