@@ -432,8 +432,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="stream-tells-half-characters",
         slug="foundation",
         path="jtok/decode/stream.py",
-        before='text = text.rstrip("\\ufffd")',
-        after='text = text.rstrip("\\ufffc")',
+        before='decode(self._ids).rstrip("\\ufffd")',
+        after='decode(self._ids).rstrip("\\ufffc")',
         killed_by="tests/decode/test_stops.py::test_characters_come_whole",
     ),
     Mutation(

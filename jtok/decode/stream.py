@@ -103,9 +103,11 @@ class _Row:
 
     def __init__(self, index: int, start: int, prepared: Any) -> None:
         self.index = index
-        self._start = self._told = start
+        self._told = start
         self._vocabulary, self._stops = prepared.vocabulary, prepared.stops
-        self._text = ""
+        self._text, self._told_text = "", 0
+        if self._vocabulary is not None:
+            self._pieces = _Detokenizer(self._vocabulary)
 
     def event(self, ids: np.ndarray, reason: str | None, cut: Cut | None) -> Event:
         """What is new in `ids`, the row's tokens with its prompt."""
@@ -113,16 +115,35 @@ class _Row:
         self._told = len(ids)
         if self._vocabulary is None:
             return Event(self.index, "", new, reason)
-        before = self._text
-        emitted = ids[self._start :]
-        text = self._vocabulary.decode(spelled(emitted, self._vocabulary))
+        self._text += self._pieces.push(spelled(new, self._vocabulary))
+        end = len(self._text)
         if cut is not None:
-            text = cut.text
-        elif reason is None:
-            # Bytes of an unfinished character decode to U+FFFD.
-            text = text.rstrip("\ufffd")
-            if self._stops is not None:
-                text = text[: len(text) - self._stops.held_back(text)]
-        if len(text) > len(before):
-            self._text = text
-        return Event(self.index, text[len(before) :], new, reason)
+            self._text, end = cut.text, len(cut.text)
+        elif reason is not None:
+            self._text += self._pieces.finish()
+            end = len(self._text)
+        elif self._stops is not None:
+            end -= self._stops.held_back(self._text)
+        fresh = self._text[self._told_text : end]
+        self._told_text = max(self._told_text, end)
+        return Event(self.index, fresh, new, reason)
+
+
+class _Detokenizer:
+    """Text of ids as they come, never half a character."""
+
+    def __init__(self, vocabulary: Any) -> None:
+        self._vocabulary, self._ids, self._length = vocabulary, np.zeros(0, int), 0
+
+    def push(self, ids: np.ndarray) -> str:
+        self._ids = np.append(self._ids, ids)
+        # Bytes of an unfinished character decode to U+FFFD.
+        return self._rest(self._vocabulary.decode(self._ids).rstrip("\ufffd"))
+
+    def finish(self) -> str:
+        return self._rest(self._vocabulary.decode(self._ids))
+
+    def _rest(self, text: str) -> str:
+        rest = text[self._length :]
+        self._length += len(rest)
+        return rest
