@@ -172,8 +172,9 @@ class _Rows:
     def advance(self) -> Iterator[tuple[int, Generated]]:
         """Runs a chunk of steps, and gives out and frees the rows that are done."""
         some = next(iter(self.active.values())).prepared
-        # The loop does not depend on the size of prefill steps.
-        rules = some.rules._replace(chunk=0)
+        # The size of prefill steps is of no concern here; a row may be from before the
+        # buffers grew.
+        rules = some.rules._replace(chunk=0, capacity=self._capacity)
         run = loop.runner(some.target, some.drafter, rules)
         self._limit += self._options.sync_every or 1
         limit = jnp.int32(self._limit)
