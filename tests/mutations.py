@@ -410,7 +410,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         path="jtok/decode/shaping.py",
         before="early = produced[:, None] + depth < ",
         after="early = produced[:, None] + 0 * depth < ",
-        killed_by="tests/decode/test_shaping.py::test_drafts_change_nothing[greedy-all-recycling-inherited]",
+        killed_by="tests/decode/test_shaping.py::test_the_minimum_counts_the_drafts_above_a_node",
     ),
     Mutation(
         id="logprobs-of-shaped-logits",
@@ -466,7 +466,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         path="jtok/models/scoring.py",
         before="yield row, first + np.arange(len(row) - 1) >= scored",
         after="yield row, first + np.arange(len(row) - 1) >= first",
-        killed_by="tests/models/test_scoring.py::test_bits_per_byte_agree_with_those_of_training",
+        killed_by="tests/models/test_scoring.py::test_scores_are_those_of_one_window_at_a_time[16-8]",
     ),
 )
 
