@@ -19,6 +19,15 @@ from jtok.decode.recycling import (
     token_recycling,
     update_table,
 )
+from jtok.decode.rejection import (
+    Walk,
+    check_q,
+    node_laws,
+    rejection,
+    sequential,
+    walk_drafts,
+)
+from jtok.decode.rules import exact, rule_for
 from jtok.decode.templates import recycling_template
 from jtok.decode.types import (
     Accepted,
@@ -30,6 +39,7 @@ from jtok.decode.types import (
     Tokens,
     Verdict,
 )
+from jtok.decode.typical import accept_typical, typical
 from jtok.decode.verify import EXACT, accept, truncate
 
 __all__ = [
@@ -48,21 +58,31 @@ __all__ = [
     "Tokens",
     "Tuned",
     "Verdict",
+    "Walk",
     "accept",
+    "accept_typical",
+    "check_q",
     "choose_template",
     "cost_curve",
     "draft_tokens",
+    "exact",
     "find_continuation",
     "generate",
     "load_table",
     "no_drafter",
+    "node_laws",
     "prompt_lookup",
     "prune_template",
     "recycling_template",
+    "rejection",
+    "rule_for",
     "save_table",
+    "sequential",
     "spec_bench_summary",
     "token_recycling",
     "truncate",
     "tune_template",
+    "typical",
     "update_table",
+    "walk_drafts",
 ]

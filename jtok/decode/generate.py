@@ -10,10 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.decode import loop, verify
+from jtok.decode import loop
 from jtok.decode.drafters import no_drafter
-from jtok.decode.types import Drafter, Sampling, Tokens
-from jtok.errors import ArgumentError, ArgumentTypeError, check
+from jtok.decode.rules import rule_for
+from jtok.decode.types import Drafter, Proposal, Rule, Sampling, Tokens
+from jtok.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    VocabMismatchError,
+    check,
+)
 from jtok.models import Model, Target, model_target, split_layers
 from jtok.ops import Tree, row_keys
 from jtok.text import Vocabulary
@@ -42,6 +48,7 @@ class Stats:
       prefill_seconds: wall time up to the first decode step, compilation included.
       decode_seconds: wall time of the decode steps, compilation included.
       host_syncs: times the host waited for the device between steps.
+      draft_calls: calls of a draft model, summed as `calls` are.
     """
 
     calls: int
@@ -55,6 +62,7 @@ class Stats:
     prefill_seconds: float
     decode_seconds: float
     host_syncs: int
+    draft_calls: int = 0
 
     @property
     def tokens_per_call(self) -> float:
@@ -65,6 +73,11 @@ class Stats:
     def slots_per_call(self) -> float:
         """Query slots that a call computed."""
         return self.slots / max(self.calls, 1)
+
+    @property
+    def wasted_slots(self) -> int:
+        """Query slots that gave no token."""
+        return self.slots - self.emitted
 
     @property
     def accepted_by_depth(self) -> np.ndarray:
@@ -81,7 +94,8 @@ class Generated:
       tokens: int32 ids that were emitted, without the prompt.
       text: what they spell, special tokens left out; None without a vocabulary.
       finish_reason: "stop" (a stop id was emitted) or "length".
-      guarantee: "token": equal to plain decoding with the same seed, up to near-ties.
+      guarantee: "token": equal to plain decoding with the same seed, up to near-ties;
+        "distribution": equal in law; "none": neither.
       stats: counts and times.
       call_of: for every token the call that emitted it, 0-based.
       gaps: for every token how far its score was above the next one; None unless
@@ -105,6 +119,7 @@ def generate(
     *,
     max_new_tokens: int | Sequence[int] = 128,
     drafter: Drafter | None = None,
+    rule: Rule | None = None,
     temperature: float | Sequence[float] = 0.0,
     top_k: int | None = None,
     top_p: float | Sequence[float] | None = None,
@@ -121,13 +136,15 @@ def generate(
 
     The whole loop runs on the device and is compiled once for a model, a drafter and
     a size class of prompts. A row's tokens depend on its prompt, its options and its
-    seed only, not on the drafter or on its batch mates.
+    seed only, not on the drafter (under the rule `exact()`) or on its batch mates.
 
     Args:
       model: a `Model`, or a `Target` together with `params`.
       prompts: one string or sequence of ids, or a list of them (any lengths).
       max_new_tokens: tokens to emit at most, for all rows or for each.
       drafter: what proposes tokens; None decodes plainly.
+      rule: how drafts are verified; None takes `rejection()` where a row samples and
+        the drafter says what law it drew from, else `exact()`.
       temperature: >= 0, for all rows or for each; 0 takes the arg-max.
       top_k: sample among so many best tokens, None for all.
       top_p: in (0, 1]: sample among the fewest tokens that have this mass.
@@ -146,7 +163,9 @@ def generate(
     Raises:
       ArgumentError: an argument out of its range, an id outside the vocabulary, an
         empty prompt, more tokens than the model has positions, a number of per-row
-        values unlike the number of prompts, or trees for a target that takes chains.
+        values unlike the number of prompts, trees for a target that takes chains, or
+        a rule that needs a law which the drafter does not give.
+      VocabMismatchError: the drafter speaks of another vocabulary.
       ArgumentTypeError: a prompt that is neither text nor ids.
 
     Source: for the verification, see `jtok.decode.verify`.
@@ -160,6 +179,7 @@ def generate(
     target, params, vocabulary, default_stops = _target(
         model, params, vocabulary, drafter
     )
+    _check_vocabulary(drafter, vocabulary)
     rows, single = _encode(prompts, vocabulary, target.info.vocab_size)
     count = len(rows)
     budgets = _per_row("max_new_tokens", max_new_tokens, count, int)
@@ -182,7 +202,7 @@ def generate(
     seeds = _seeds(seed, count)
     _check_lengths(rows, budgets, target.info.max_len)
     batch, rules = _batch(
-        rows, budgets, seeds, stops, sampling, drafter, target, gaps=gaps
+        rows, budgets, seeds, stops, sampling, drafter, target, rule, gaps=gaps
     )
     began = time.perf_counter()
     run = loop.runner(target, drafter, rules)
@@ -191,7 +211,7 @@ def generate(
     state, syncs = _run(run, params, batch, state, sync_every)
     ended = time.perf_counter()
     return _result(
-        state, rows, vocabulary, single,
+        state, rows, vocabulary, single, rules.rule.guarantee, drafter.calls,
         prefill_seconds=prefilled - began, decode_seconds=ended - prefilled,
         host_syncs=syncs,
     )  # fmt: skip
@@ -210,6 +230,15 @@ def _target(
     raise ArgumentTypeError(
         f"model: got {type(model).__name__}, expected a Model or a Target."
     )
+
+
+def _check_vocabulary(drafter: Drafter, vocabulary: Any) -> None:
+    theirs, ours = drafter.vocabulary, getattr(vocabulary, "hash", None)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise VocabMismatchError(
+            f"drafter: it speaks of another vocabulary ({theirs[:12]}), expected the "
+            f"target's ({ours[:12]})."
+        )
 
 
 def _encode(
@@ -349,6 +378,7 @@ def _batch(
     sampling: _Sampling,
     drafter: Drafter,
     target: Target,
+    rule: Rule | None,
     *,
     gaps: bool,
 ) -> tuple[loop.Batch, loop.Rules]:
@@ -356,13 +386,15 @@ def _batch(
     # Size classes, so that other prompts reuse what was compiled.
     chunk = next((size for size in _CHUNKS if longest <= size), _CHUNKS[-1])
     how = _how(sampling, seeds)
-    nodes = _num_nodes(drafter, target, count, how)
+    proposal = _first_proposal(drafter, target, count, how)
+    rule = rule_for(rule, proposal, sampled=how is not None)
+    nodes = _num_nodes(proposal)
     need = max(longest + chunk, longest + max(budgets) + nodes)
     capacity = -(-need // _ROUND) * _ROUND
     ids = np.zeros((count, capacity), np.int32)
     for row, prompt in zip(ids, rows, strict=True):
         row[: len(prompt)] = prompt
-    rules = loop.Rules(rule=verify.EXACT, gaps=gaps, capacity=capacity, chunk=chunk)
+    rules = loop.Rules(rule=rule, gaps=gaps, capacity=capacity, chunk=chunk)
     lengths = jnp.asarray([len(row) for row in rows])
     batch = loop.Batch(
         tokens=Tokens(jnp.asarray(ids), lengths, how),
@@ -390,10 +422,10 @@ def _how(sampling: _Sampling, seeds: list[int]) -> Sampling | None:
     )
 
 
-def _num_nodes(
+def _first_proposal(
     drafter: Drafter, target: Target, count: int, sampling: Sampling | None
-) -> int:
-    """Query slots of a call, without running anything."""
+) -> Proposal:
+    """Shapes of what is proposed, without running anything."""
     shape: Any = jax.ShapeDtypeStruct
     ids, length = shape((count, _ROUND), jnp.int32), shape((count,), jnp.int32)
     tokens = Tokens(ids, length, sampling)
@@ -402,13 +434,18 @@ def _num_nodes(
         bound = drafter.bind(params)
         return bound.propose(bound.init(target.info, tokens), tokens)[0]
 
-    proposal = jax.eval_shape(first, tokens, drafter.params)
+    proposal: Proposal = jax.eval_shape(first, tokens, drafter.params)
     tree = proposal.tree
     is_chain = tree is not None and tree == Tree.chain(tree.max_depth)
     if not (is_chain or target.info.trees):
         raise ArgumentError(
             "drafter: it drafts trees, expected chains: the target takes nothing else."
         )
+    return proposal
+
+
+def _num_nodes(proposal: Proposal) -> int:
+    """Query slots of a call."""
     extra = 0 if proposal.extra is None else proposal.extra.positions.shape[1]
     return proposal.tokens.shape[1] + extra
 
@@ -433,6 +470,8 @@ def _result(
     prompts: list[np.ndarray],
     vocabulary: Any,
     single: bool,
+    guarantee: str,
+    draft_calls: int,
     *,
     prefill_seconds: float,
     decode_seconds: float,
@@ -460,6 +499,7 @@ def _result(
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
         host_syncs=host_syncs,
+        draft_calls=draft_calls * int(calls.sum()),
     )
     tokens = cut(ids)
     text = None
@@ -472,7 +512,7 @@ def _result(
         tokens=tokens,
         text=text,
         finish_reason=reasons[0] if single else reasons,
-        guarantee="token",
+        guarantee=guarantee,
         stats=stats,
         call_of=cut(np.asarray(state.call_of)),
         gaps=cut(np.asarray(state.gaps)) if state.gaps.shape[1] else None,

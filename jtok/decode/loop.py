@@ -255,7 +255,8 @@ def _step(
     hidden = out.hidden[:, :nodes]
     how = tokens.sampling
     draw = None if how is None else how.draw(start, depth, proposal.deepest)
-    want = Want(draw, top_k=drafter.needs.top_k, rows=rules.rule.rows, gap=rules.gaps)
+    rows = rules.rule.rows and how is not None
+    want = Want(draw, top_k=drafter.needs.top_k, rows=rows, gap=rules.gaps)
     read = target.readout(params, hidden, want)
     accepted = rules.rule.accept(proposal, read, tokens)
     produced = tokens.count - batch.tokens.count
