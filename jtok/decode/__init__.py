@@ -8,7 +8,9 @@ from jtok.decode.calibrate import (
     prune_template,
     tune_template,
 )
+from jtok.decode.draft_model import DraftState, draft_model
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
+from jtok.decode.dynamic import Dynamic, dynamic, grow_tree
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
 from jtok.decode.recycling import (
@@ -46,7 +48,9 @@ __all__ = [
     "EXACT",
     "Accepted",
     "CostCurve",
+    "DraftState",
     "Drafter",
+    "Dynamic",
     "Generated",
     "Needs",
     "Proposal",
@@ -64,10 +68,13 @@ __all__ = [
     "check_q",
     "choose_template",
     "cost_curve",
+    "draft_model",
     "draft_tokens",
+    "dynamic",
     "exact",
     "find_continuation",
     "generate",
+    "grow_tree",
     "load_table",
     "no_drafter",
     "node_laws",

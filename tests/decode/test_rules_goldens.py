@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtok.decode import Proposal, Sampling, Tokens, typical, walk_drafts
+from jtok.decode import (
+    Proposal,
+    Sampling,
+    Tokens,
+    dynamic,
+    grow_tree,
+    typical,
+    walk_drafts,
+)
 from jtok.ops import Readout, Tree, row_keys
 from jtok.testing import assert_close, candidate_law, chain_law, try_candidates
 
@@ -219,3 +227,46 @@ def test_typical_acceptance_of_medusa(golden, compat):
             assert (path[length + 1 :] == -1).all()
             end = retrieve[best, length]
             assert got.emitted[row, length] == logits[case, end].argmax()
+
+
+# EAGLE-2's growth ------------------------
+
+
+def test_growth_of_eagle2(golden):
+    file = golden(f"{FOLDER}/eagle2_tree.npz")
+    beam, expansions, num_nodes = map(int, file["params"])
+    table = jax.nn.log_softmax(jnp.asarray(file["table"]), axis=-1)
+    cases = jnp.arange(len(table))[:, None]
+
+    def look(level, tokens, parent):
+        at = jax.lax.dynamic_slice_in_dim(tokens, level * beam, beam, 1)
+        gains, ids = jax.lax.top_k(table[cases, at], beam)
+        return ids, gains
+
+    grow = jax.jit(
+        lambda root: grow_tree(look, root, dynamic(beam, expansions, num_nodes))
+    )
+    got = grow(jnp.asarray(file["root"]))
+    np.testing.assert_array_equal(got.tokens, file["tokens"])
+    np.testing.assert_array_equal(got.depth, file["depth"])
+    np.testing.assert_array_equal(got.parent, parents(file["mask"]))
+    _, _, ancestors = got.shape()
+    np.testing.assert_array_equal(ancestors, file["mask"] > 0)
+    assert got.valid.all() and got.deepest == expansions + 1
+    for case in range(len(table)):
+        rows = leaf_paths(np.asarray(got.parent[case]))
+        official = [row[row >= 0].tolist() for row in file["retrieve"][case]]
+        assert sorted(rows) == sorted(row for row in official if row)
+        # The order in which siblings are verified: that of their nodes.
+        ordered = [row[row >= 0].tolist() for row in file["retrieve_sorted"][case]]
+        padded = lambda row: [*row, *[99] * (len(file["depth"][0]) - len(row))]
+        assert sorted(rows, key=padded) == [row for row in ordered if row]
+
+
+def leaf_paths(parent):
+    """Node ids from the root to every leaf."""
+    paths = {0: [0]}
+    for node in range(1, len(parent)):
+        paths[node] = [*paths[parent[node]], node]
+    inner = set(parent.tolist())
+    return [path for node, path in paths.items() if node not in inner]
