@@ -33,6 +33,7 @@ class Stats:
       prefill_seconds: wall time up to the first decode step, compilation included.
       decode_seconds: wall time of the decode steps, compilation included.
       host_syncs: times the host waited for the device between steps.
+      draft_calls: calls of a draft model, summed as `calls` are.
     """
 
     calls: int
@@ -46,6 +47,7 @@ class Stats:
     prefill_seconds: float
     decode_seconds: float
     host_syncs: int
+    draft_calls: int = 0
 
     @property
     def tokens_per_call(self) -> float:
@@ -56,6 +58,11 @@ class Stats:
     def slots_per_call(self) -> float:
         """Query slots that a call computed."""
         return self.slots / max(self.calls, 1)
+
+    @property
+    def wasted_slots(self) -> int:
+        """Query slots that gave no token."""
+        return self.slots - self.emitted
 
     @property
     def accepted_by_depth(self) -> np.ndarray:
@@ -72,7 +79,8 @@ class Generated:
       tokens: int32 ids that were emitted, without the prompt.
       text: what they spell, special tokens left out; None without a vocabulary.
       finish_reason: "stop" (a stop id or a stop string) or "length".
-      guarantee: "token": equal to plain decoding with the same seed, up to near-ties.
+      guarantee: "token": equal to plain decoding with the same seed, up to near-ties;
+        "distribution": equal in law; "none": neither.
       stats: counts and times.
       call_of: for every token the call that emitted it, 0-based.
       gaps: for every token how far its score was above the next one; None unless
@@ -160,6 +168,7 @@ def result(
         prefill_seconds=timing.prefill_seconds,
         decode_seconds=timing.decode_seconds,
         host_syncs=timing.host_syncs,
+        draft_calls=prepared.drafter.calls * counted["calls"],
     )
     pairs = list(zip(rows, spans, strict=True))
     tokens = [np.array(ids[row][span]) for row, span in pairs]

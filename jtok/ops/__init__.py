@@ -3,7 +3,13 @@
 from jtok.ops.attention import attention, cached_attention, write_rows
 from jtok.ops.penalties import Penalties, count_tokens, node_counts, penalize
 from jtok.ops.readouts import Draw, Readout, Want, readout_logits
-from jtok.ops.sampling import filter_logits, gumbel_at, row_keys
+from jtok.ops.sampling import (
+    filter_logits,
+    gumbel_at,
+    purpose_keys,
+    row_keys,
+    uniform_at,
+)
 from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
 from jtok.ops.unembed import cross_entropy, readout
 
@@ -23,8 +29,10 @@ __all__ = [
     "gumbel_at",
     "node_counts",
     "penalize",
+    "purpose_keys",
     "readout",
     "readout_logits",
     "row_keys",
+    "uniform_at",
     "write_rows",
 ]
