@@ -100,8 +100,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="scores-without-scale",
         slug="foundation",
         path="jtok/models/model.py",
-        before="scale = config.head_dim**-0.5",
-        after="scale = 1.0",
+        before='"scale": config.score_scale,',
+        after='"scale": 1.0,',
         killed_by="tests/models/test_model.py::test_outputs_of_transformers",
     ),
     Mutation(

@@ -140,7 +140,8 @@ def model_target(
 
     def read_out(params: PyTree, hidden: jax.Array, want: Want) -> Readout:
         weight, bias = core.unembedding(params)
-        return readout(hidden, weight, want, bias=bias)
+        cap = config.final_softcap
+        return readout(hidden, weight, want, bias=bias, softcap=cap)
 
     max_len = config.max_positions if config.positions == "learned" else None
     info = Info(config.vocab_size, max_len)

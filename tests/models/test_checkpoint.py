@@ -23,7 +23,22 @@ from jtok.errors import (
 )
 from jtok.testing import tiny_config, tiny_model, tiny_vocabulary
 
-FOLDERS = ("llama", "llama3_rope_tied", "qwen2", "gpt2")
+FOLDERS = (
+    "llama",
+    "llama3_rope_tied",
+    "qwen2",
+    "gpt2",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neox",
+    "mistral_sliding",
+    "mixtral",
+    "olmo2",
+    "phi3",
+    "qwen3",
+    "qwen3_moe",
+)
 GOLDENS = pathlib.Path(__file__).resolve().parents[1] / "goldens" / "hf_checkpoints"
 
 

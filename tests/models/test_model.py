@@ -16,7 +16,22 @@ from jtok.ops import Tree, cross_entropy
 from jtok.ops.sharding import mesh_from
 from jtok.testing import assert_close, load_golden, tiny_config
 
-FOLDERS = ("llama", "llama3_rope_tied", "qwen2", "gpt2")
+FOLDERS = (
+    "llama",
+    "llama3_rope_tied",
+    "qwen2",
+    "gpt2",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neox",
+    "mistral_sliding",
+    "mixtral",
+    "olmo2",
+    "phi3",
+    "qwen3",
+    "qwen3_moe",
+)
 GOLDENS = pathlib.Path(__file__).resolve().parents[1] / "goldens" / "hf_checkpoints"
 
 
