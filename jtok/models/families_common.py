@@ -125,7 +125,8 @@ def rope(
     share = {"partial_rotary_factor": fields.get("partial_rotary_factor"), **scaling}
     read = {"rope_theta": float(base), "rope_scaling": _items(kind, scaling, fields)}
     if partial:
-        return {**read, "rotary_fraction": share["partial_rotary_factor"] or 1.0}
+        fraction = share["partial_rotary_factor"]
+        return {**read, "rotary_fraction": 1.0 if fraction is None else float(fraction)}
     refuse(share, partial_rotary_factor=1.0)
     return read
 

@@ -42,6 +42,10 @@ def _read_common(fields: Fields, *, theta: float = 1e4) -> Fields:
     }
 
 
+def _cap(value: int | float | None) -> float | None:
+    return None if value is None else float(value)
+
+
 def _read_gemma(fields: Fields) -> Fields:
     only_full(fields)
     return _read_common(fields)
@@ -54,8 +58,8 @@ def _read_gemma2(fields: Fields) -> Fields:
         **_read_common(fields),
         "post_norms": True,
         "query_scale": float(fields.get("query_pre_attn_scalar", 256)) ** -0.5,
-        "attn_softcap": fields.get("attn_logit_softcapping", 50.0),
-        "final_softcap": fields.get("final_logit_softcapping", 30.0),
+        "attn_softcap": _cap(fields.get("attn_logit_softcapping", 50.0)),
+        "final_softcap": _cap(fields.get("final_logit_softcapping", 30.0)),
         "windows": windows(fields, kinds, fields.get("sliding_window", 4096)),
     }
 
@@ -80,7 +84,7 @@ def _read_gemma3(fields: Fields) -> Fields:
         "post_norms": True,
         "qk_norm": "head",
         "query_scale": float(fields.get("query_pre_attn_scalar", 256)) ** -0.5,
-        "final_softcap": fields.get("final_logit_softcapping"),
+        "final_softcap": _cap(fields.get("final_logit_softcapping")),
         "windows": windows(fields, kinds, fields.get("sliding_window", 4096)),
         "local_rope_theta": near["rope_theta"],
         "local_rope_scaling": near["rope_scaling"],

@@ -78,12 +78,11 @@ def rotary_gain(scaling: Mapping[str, Any] | None = None) -> float:
         return 1.0
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
-    every = scaling.get("mscale_all_dim")
-    if scaling.get("mscale") and every:
-        return _gain(scaling["factor"], scaling["mscale"]) / _gain(
-            scaling["factor"], every
-        )
-    return _gain(scaling["factor"], 1.0)
+    factor = float(scaling["factor"])
+    one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if one and every:
+        return _gain(factor, float(one)) / _gain(factor, float(every))
+    return _gain(factor, 1.0)
 
 
 def _gain(factor: float, scale: float) -> float:
@@ -109,8 +108,8 @@ def _yarn(
         """Which pair of dimensions makes so many turns over the original length."""
         return dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = index(scaling.get("beta_fast") or 32)
-    high = index(scaling.get("beta_slow") or 1)
+    low = index(float(scaling.get("beta_fast") or 32.0))
+    high = index(float(scaling.get("beta_slow") or 1.0))
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
