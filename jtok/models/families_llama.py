@@ -95,8 +95,11 @@ def _read_olmo2(fields: Fields) -> Fields:
 
 def _read_phi3(fields: Fields) -> Fields:
     refuse(fields, attention_bias=False, mlp_bias=False)
-    sizes = windows(fields, None, fields.get("sliding_window"))
-    return {**read_llama(fields, eps=1e-5, partial=True), "windows": sizes}
+    read = read_llama(fields, eps=1e-5, partial=True)
+    if read["rope_scaling"]:  # the reference takes even "yarn" for longrope here
+        kind = dict(read["rope_scaling"])["rope_type"]
+        refuse({"rope_type": kind}, rope_type="default")
+    return {**read, "windows": windows(fields, None, fields.get("sliding_window"))}
 
 
 # ---- writing

@@ -20,6 +20,8 @@ from jtok.errors import (
     VocabMismatchError,
     WriteError,
 )
+from jtok.models import weights
+from jtok.ops.sharding import mesh_from
 from jtok.testing import tiny_config, tiny_model, tiny_vocabulary
 from tests.models.decoders import DECODERS, GOLDENS
 
@@ -162,6 +164,36 @@ def test_float16_becomes_float32(altered):
     kernel = models.load(GOLDENS / "llama").params["embed"]["tokens"]
     found = model.params["embed"]["tokens"]
     np.testing.assert_array_equal(found, kernel.astype(jnp.float16))
+
+
+# ---- onto a mesh
+
+
+@pytest.mark.parametrize("folder", ["gpt2", "gpt_neox", "mixtral", "phi3"])
+def test_a_mesh_reads_every_part_once_and_no_sharded_tensor_whole(folder, monkeypatch):
+    read, seen = weights.read_part, {}
+
+    def recorded(sources, *rest):
+        part = read(sources, *rest)
+        planned, place = sources[0]
+        seen.setdefault(planned.keys[place], []).append(part.size)
+        return part
+
+    monkeypatch.setattr(weights, "read_part", recorded)
+    with jax.set_mesh(mesh_from("data=2,model=4")):
+        params = models.load(GOLDENS / folder).params
+    whole = models.load(GOLDENS / folder).params
+    same_leaves(params, whole)
+    # The second load, without a mesh, read each parameter in one piece.
+    parts = {key: sizes[:-1] for key, sizes in seen.items()}
+    sharded = 0
+    for key, sizes in parts.items():
+        leaf = weights.get(params, key)
+        assert sum(sizes) == leaf.size, key
+        local = int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
+        assert set(sizes) == {local}, key
+        sharded += local < leaf.size
+    assert sharded >= 10
 
 
 # ---- names that differ between files

@@ -101,6 +101,11 @@ def test_a_missing_field_is_named(folder, name):
         ),
         ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "'longrope'"),
         ("phi3", {"attention_bias": True}, "attention_bias=True"),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+            "rope_type='yarn' is not supported, only 'default'",
+        ),
         ("mixtral", {"attention_bias": True}, "attention_bias=True"),
         ("olmo2", {"layer_types": [SLIDING] * 2}, "no sliding_window in use"),
         (
