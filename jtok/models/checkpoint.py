@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,16 +22,21 @@ from jtok.errors import (
 from jtok.models import storage, weights
 from jtok.models.families import FAMILIES, family_of
 from jtok.models.model import GenerationConfig, Model, parsed, split_layers
-from jtok.ops.sharding import shard_tree
+from jtok.ops.sharding import shard_tree, sharding_for
 from jtok.text import Vocabulary
 
 __all__ = ["config_from", "init", "load", "save"]
 
 PyTree = Any
 _DTYPES = ("float32", "bfloat16")
+_UNEMBED = ("unembed/kernel",)
 
 # Logical names of the axes of a parameter, by the end of its path.
 _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    ("router/kernel", ("embed", None)),
+    ("expert_gate/kernel", ("experts", "embed", "mlp")),
+    ("expert_up/kernel", ("experts", "embed", "mlp")),
+    ("expert_down/kernel", ("experts", "mlp", "embed")),
     ("embed/tokens", ("vocab", "embed")),
     ("embed/positions", (None, "embed")),
     ("unembed/kernel", ("vocab", "embed")),
@@ -113,14 +118,15 @@ def _init_params(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
     def normal(key: jax.Array, *shape: int) -> jax.Array:
         return (0.02 * jax.random.normal(key, shape)).astype(config.dtype)
 
-    def layer(key: jax.Array) -> PyTree:
+    def layer(index: int, key: jax.Array) -> PyTree:
         heads = (1, 1, config.num_heads, config.head_dim)
         attend = lambda q, k, v: (jnp.zeros(heads, q.dtype), (k, v))
-        block = nn.Block(config)
+        block = nn.Block(config, config.sparse(index))
         made = block.init(key, x, positions, attend, lambda _, value: value)["params"]
         # Residual branches start small, so that depth does not change the scale.
         shrink = (2 * config.num_layers) ** -0.5
-        for branch in (made["out"], made["mlp"]["down"]):
+        down = "expert_down" if config.sparse(index) else "down"
+        for branch in (made["out"], made["mlp"][down]):
             branch["kernel"] = branch["kernel"] * jnp.asarray(shrink, config.dtype)
         return made
 
@@ -129,7 +135,7 @@ def _init_params(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
         embed["positions"] = normal(keys[1], config.max_positions, config.width)
     params = {
         "embed": embed,
-        "layers": tuple(layer(key) for key in keys[3:]),
+        "layers": tuple(layer(index, key) for index, key in enumerate(keys[3:])),
         "final_norm": nn.Norm(config).init(keys[2], x)["params"],
     }
     if not config.tied:
@@ -190,8 +196,9 @@ def load(
 ) -> Model:
     """Loads a hub id or a folder in the Hugging Face format, onto the current mesh.
 
-    Every tensor is checked against the configuration before one is read; layers come
-    split, ready for decoding.
+    Every tensor is checked against the configuration before one is read; each device
+    is given its part of each, so that no process holds a sharded tensor whole. Layers
+    come split, ready for decoding.
 
     Args:
       name_or_path: a folder, or a hub id such as "Qwen/Qwen2.5-0.5B".
@@ -233,9 +240,10 @@ def load(
         config = config_from(fields, dtype=dtype or _stored_dtype(tensors))
         _check_vocabulary(vocabulary, config, str(folder))
         shapes = jax.eval_shape(lambda: _init_params(config, jax.random.key(0)))
-        plan = tuple(weights.plan_tensors(family.weights, shapes))
+        plan = tuple(weights.plan_tensors(family.weights, shapes, config))
         found = {_prefixed(name, plan, family.prefix): name for name in tensors.names()}
-        ignored = family.ignored + (("lm_head.weight",) if config.tied else ())
+        heads = (row.name for row in family.weights if row.paths == _UNEMBED)
+        ignored = (*family.ignored, *(heads if config.tied else ()))
         weights.check_names(
             {name: tensors.shape(file) for name, file in found.items()},
             plan,
@@ -270,19 +278,46 @@ def _read_params(
     shapes: PyTree,
     dtype: str,
 ) -> PyTree:
-    """Reads one tensor at a time and places it before the next is read."""
+    """Reads every parameter, of each only what the devices of this process hold."""
     axes = param_axes(shapes)
-    leaves: dict[tuple[Any, ...], jax.Array] = {}
-    for planned in plan:
-        tensor = tensors.read(found[planned.name])
-        for key, part in weights.to_leaves(planned, tensor, shapes):
-            # A copy on the host: jax may otherwise keep the memory-mapped file.
-            host = np.array(part, dtype=jnp.dtype(dtype), order="C")
-            placed = shard_tree({"x": host}, {"x": weights.get(axes, key)})["x"]
-            leaves[key] = jnp.asarray(placed)
+    sources = weights.sources_of(plan)
     flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     order = [tuple(getattr(p, "key", getattr(p, "idx", p)) for p in k) for k, _ in flat]
+    leaves: dict[tuple[Any, ...], jax.Array] = {}
+    # The largest first, as each is held twice for a moment: here and on its device.
+    for key in sorted(order, key=lambda key: -weights.get(shapes, key).size):
+        leaf = weights.get(shapes, key)
+
+        def read(index: tuple[slice, ...], key: Any = key) -> np.ndarray:
+            view = lambda name: tensors.view(found[name])
+            return weights.read_part(sources[key], index, shapes, dtype, view)
+
+        sharding = sharding_for(weights.get(axes, key), shape=leaf.shape)
+        leaves[key] = _placed(read, leaf.shape, sharding)
     return jax.tree.unflatten(treedef, [leaves[key] for key in order])
+
+
+def _placed(
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    shape: tuple[int, ...],
+    sharding: Any,
+) -> jax.Array:
+    """An array whose shards are read one after the other, each part of it once."""
+    # Without aliasing, as jax may otherwise keep the host's copy for the array's.
+    if sharding is None:
+        whole = read(tuple(slice(0, extent) for extent in shape))
+        return jax.block_until_ready(jax.device_put(whole, may_alias=False))
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        spans = tuple(part.indices(extent)[:2] for part, extent in zip(index, shape))
+        holders.setdefault(spans, []).append(device)
+    shards = []
+    for spans, devices in holders.items():
+        part = read(tuple(slice(*span) for span in spans))
+        for device in devices:
+            shard = jax.device_put(part, device, may_alias=False)
+            shards.append(jax.block_until_ready(shard))
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
 def _load_vocabulary(folder: pathlib.Path) -> Vocabulary | None:
@@ -339,7 +374,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
         raise ArgumentTypeError(f"model: got {type(model).__name__}, expected a Model.")
     params = split_layers(model.params)
     family = FAMILIES[model.config.family]
-    plan = weights.plan_tensors(family.weights, params)
+    plan = weights.plan_tensors(family.weights, params, model.config)
     with files.replace_folder(folder, marker="config.json") as staged:
         named = ((item.name, weights.to_tensor(item, params)) for item in plan)
         storage.write_tensors(staged, named)

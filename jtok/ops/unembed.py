@@ -24,6 +24,7 @@ def readout(
     want: Want,
     *,
     bias: Float[Array, " vocab"] | None = None,
+    softcap: float | None = None,
     block: int = _BLOCK,
 ) -> Readout:
     """Reads hidden states out over the vocabulary, block by block.
@@ -36,6 +37,7 @@ def readout(
       weight: `[vocab, dim]` unembedding.
       want: what to return.
       bias: `[vocab]` or None.
+      softcap: logits become `softcap * tanh(logits / softcap)`, None for no cap.
       block: vocabulary entries at a time (static).
 
     Returns:
@@ -57,7 +59,7 @@ def readout(
         if bias is not None:
             part = jax.lax.dynamic_slice_in_dim(bias, start, width, axis=0)
             logits = logits + part.astype(jnp.float32)[None, None]
-        return logits
+        return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
     if dense or vocab <= block:
         return readout_logits(logits_of(0, vocab), want)
