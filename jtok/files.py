@@ -24,7 +24,7 @@ except ImportError:  # not POSIX: atomic renames still hold, locks do nothing
 __all__ = ["folder_lock", "recover_folder", "replace_folder", "write_atomic"]
 
 # What a failed write looks like when the caller's own code does the writing.
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -101,7 +101,7 @@ def replace_folder(
         with folder_lock(target):
             temp, alive = _new_temp_folder(target)
     try:
-        with _as_write_error(target, only=_DISK_ERRORS):
+        with _as_write_error(target, only=DISK_ERRORS), _named(temp, target):
             yield temp
         with _as_write_error(target):
             _sync_tree(temp)
@@ -220,6 +220,18 @@ def _as_write_error(
         ) from error
 
 
+@contextlib.contextmanager
+def _named(temp: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
+    """Errors speak of the folder that was asked for, not of the hidden one."""
+    try:
+        yield
+    except WriteError as error:
+        text = str(error)
+        if str(temp) not in text:
+            raise
+        raise WriteError(text.replace(str(temp), str(target))) from error
+
+
 def _check_replaceable(target: pathlib.Path, marker: str | None) -> None:
     if target.exists() and not target.is_dir():
         raise WriteError(f"path: {str(target)!r} is a file, expected a folder.")
@@ -317,13 +329,13 @@ def _swap(temp: pathlib.Path, target: pathlib.Path) -> None:
     """Moves `temp` to `target`; the caller holds the lock."""
     backup = _backup_of(target)
     _settle(target)
-    if target.exists():
-        os.rename(target, backup)
-        _sync_folder(target.parent)
     try:
+        if target.exists():
+            os.rename(target, backup)
+            _sync_folder(target.parent)
         os.rename(temp, target)
     except BaseException:
-        if backup.exists():
+        if not target.exists() and backup.exists():
             os.rename(backup, target)
         raise
     # From here the new content stands: what is left of the old is only litter.

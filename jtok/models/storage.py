@@ -22,6 +22,7 @@ from jtok.errors import (
     check,
 )
 from jtok.models import _safetensors
+from jtok.models.fields import Fields
 
 __all__ = [
     "TensorFiles",
@@ -44,6 +45,7 @@ _REFUSED_ENDINGS = {
     ".h5": "a Keras file",
     ".msgpack": "a Flax msgpack file",
 }
+_MAX_LISTED = 50  # problems of one message
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -73,6 +75,7 @@ def resolve(
       ArgumentError: neither a folder nor a valid hub id.
       MissingFileError: the repository, the revision or the network is not there.
       UnsupportedCheckpointError: a file in a format that jtok does not read.
+      WriteError: the disk has no room for the download.
 
     Example:
       >>> import pathlib, tempfile
@@ -101,14 +104,14 @@ def resolve(
     return _download(name, revision, token, local_files_only, patterns)
 
 
-def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(folder: str | os.PathLike[str]) -> Fields:
     """Reads `config.json`.
 
     Args:
       folder: the checkpoint.
 
     Returns:
-      Its content.
+      Its content, a dict whose fields are checked when they are asked for.
 
     Raises:
       CheckpointError: it is damaged.
@@ -139,7 +142,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def read_generation_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+def read_generation_config(folder: str | os.PathLike[str]) -> Fields | None:
     """Reads `generation_config.json`.
 
     Args:
@@ -157,7 +160,7 @@ def read_generation_config(folder: str | os.PathLike[str]) -> dict[str, Any] | N
       True
     """
     file = pathlib.Path(folder) / "generation_config.json"
-    return _read_object(file) if file.exists() else None
+    return _read_object(file) if os.path.lexists(file) else None
 
 
 class TensorFiles:
@@ -213,18 +216,18 @@ class TensorFiles:
         """
         place = pathlib.Path(folder)
         weight_map = None
-        if (place / _WEIGHTS).is_file():
+        if is_file(place / _WEIGHTS):
             shards = [_WEIGHTS]
-        elif (place / _INDEX).is_file():
+        elif is_file(place / _INDEX):
             weight_map = _read_weight_map(place / _INDEX)
             shards = sorted(set(weight_map.values()))
         else:
             _refuse_folder(place)
-        absent = [name for name in shards if not (place / name).is_file()]
+        absent = [name for name in shards if not is_file(place / name)]
         if absent:
             raise MissingFileError(
                 f"{place / _INDEX}: {len(absent)} of its {len(shards)} shards are not "
-                f"in the folder: {', '.join(absent)}."
+                f"in the folder: {_listed(absent)}."
             )
         opened = _open_shards(place, shards, weight_map)
         return cls(place, *opened)
@@ -366,29 +369,65 @@ def write_tensors(
 # ---- reading
 
 
-def _read_object(file: pathlib.Path) -> dict[str, Any]:
+def _read_object(file: pathlib.Path) -> Fields:
+    return Fields(_parse_object(file, read_text(file)), where=str(file))
+
+
+def read_text(file: pathlib.Path) -> str:
+    """The text of a small file of a checkpoint."""
     try:
-        value = json.loads(file.read_bytes())
+        return file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise MissingFileError(f"{file}: not there; a checkpoint needs it.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{file}: cannot be read ({reason}).") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file}: damaged, it is not UTF-8 ({error}).") from error
+
+
+def _parse_object(file: pathlib.Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged or truncated ({error}).") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: damaged, expected a JSON object.")
     return value
 
 
+def is_file(file: pathlib.Path) -> bool:
+    """Whether it is there; a name that no disk takes, or a closed folder, is not."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
+
+
 def _read_weight_map(file: pathlib.Path) -> dict[str, str]:
     weight_map = _read_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file}: damaged, it has no weight_map.")
-    for shard in set(map(str, weight_map.values())):
-        if pathlib.PurePath(shard).name != shard or not shard.endswith(".safetensors"):
+    for shard in weight_map.values():
+        good = isinstance(shard, str) and pathlib.PurePath(shard).name == shard
+        if not good or not shard.endswith(".safetensors"):
             raise CheckpointError(
-                f"{file}: names the shard {shard!r}, expected a safetensors file of "
-                "the same folder."
+                f"{file}: names the shard {_short(shard)}, expected a safetensors file "
+                "of the same folder."
             )
-    return {name: str(shard) for name, shard in weight_map.items()}
+    return dict(weight_map)
+
+
+def _listed(items: Sequence[str], *, separator: str = ", ") -> str:
+    """The first of them; a damaged index may have a million."""
+    shown = [item[:400] for item in items[:_MAX_LISTED]]
+    more = len(items) - len(shown)
+    return separator.join([*shown, f"and {more} more"] if more else shown)
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _open_shards(
@@ -411,7 +450,7 @@ def _open_shards(
         if not problems:  # a damaged shard would repeat itself for each of its tensors
             problems = _disagreements(place, holders, weight_map)
         if problems:
-            raise CheckpointError("\n".join(problems))
+            raise CheckpointError(_listed(problems, separator="\n"))
     except BaseException:
         for view in maps.values():
             view.close()
@@ -495,8 +534,14 @@ def _download(
             f"name_or_path: {name!r} is no folder here and not on the hub, or it is "
             "private and token= is missing."
         ) from error
-    except (OSError, RuntimeError, ValueError, errors.HfHubHTTPError) as error:
-        # Every way of being offline, and a cache that holds nothing of it.
+    # Every way of being offline, and a cache that holds nothing of it; the classes are
+    # those of whichever HTTP client the hub's library uses.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in files.DISK_ERRORS:
+            raise WriteError(
+                f"name_or_path: {name!r} cannot be stored in the hub's cache "
+                f"({error.strerror})."
+            ) from error
         why = "local_files_only=True" if local_files_only else "the hub did not answer"
         raise MissingFileError(
             f"name_or_path: {name!r} is no folder here and not among the downloaded "
