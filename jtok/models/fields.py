@@ -115,9 +115,9 @@ class Fields(dict[str, Any]):
       where: the file, for messages.
 
     Example:
-      >>> Fields({"is_gated": "no"}, where="config.json").get("is_gated")
+      >>> Fields({"is_x": "no"}, where="config.json").get("is_gated")
       Traceback (most recent call last):
-      jtok.errors.CheckpointError: config.json: is_gated is 'no', expected true or false.
+      jtok.errors.CheckpointError: config.json: is_x is 'no', expected true or false.
     """
 
     def __init__(self, fields: Mapping[str, Any], where: str = "config.json") -> None:
