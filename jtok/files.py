@@ -62,7 +62,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temp)
             raise
-        _sync_folder(target.parent)
+        # The new bytes stand; no error may say that the old ones do.
+        with contextlib.suppress(OSError):
+            _sync_folder(target.parent)
 
 
 @contextlib.contextmanager
@@ -421,8 +423,8 @@ def _open_lock(target: pathlib.Path, *, shared: bool, wait: bool) -> int | None:
             if shared:
                 return None
             raise WriteError(
-                f"path: cannot make the lock {str(lock)!r} ({error.strerror}); "
-                "expected a folder that can be written."
+                f"path: cannot write {str(target)!r}, its lock {lock.name!r} cannot be "
+                f"made ({error.strerror}); expected a folder that can be written."
             ) from error
         try:
             fcntl.flock(handle, operation | (0 if wait else fcntl.LOCK_NB))
