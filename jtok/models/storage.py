@@ -542,10 +542,12 @@ def _download(
                 f"name_or_path: {name!r} cannot be stored in the hub's cache "
                 f"({error.strerror})."
             ) from error
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[0][:300]}"
         why = "local_files_only=True" if local_files_only else "the hub did not answer"
         raise MissingFileError(
             f"name_or_path: {name!r} is no folder here and not among the downloaded "
-            f"ones, and {why} ({type(error).__name__}). Give a folder, or connect."
+            f"ones, and {why} ({reason}). Give a folder, or connect."
         ) from error
     return pathlib.Path(str(folder))
 
