@@ -56,6 +56,10 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -74,6 +78,7 @@ _POSITIVE = _Kind(_is_positive, "a finite number above 0", False)
 _FLAG = _Kind(_is_flag, "true or false", True)
 _TEXT = _Kind(_is_text, "a text", False)
 _TEXTS = _Kind(_is_texts, "a list of texts", True)
+_NUMBERS = _Kind(_is_numbers, "a list of finite numbers", True)
 _OBJECT = _Kind(_is_object, "an object", True)
 _ROPE = _Kind(_is_object, "an object", True)  # given without its nulls
 _IDS = _Kind(_is_ids, "an id, or a list of ids", True)
@@ -86,6 +91,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
         (r"(text|vision)_config", _OBJECT),
         (r"(bos|eos|pad)_token_id", _IDS),
         (r"layer_types|architectures", _TEXTS),
+        (r"(short|long)_factor", _NUMBERS),
         (r"(hidden_)?act(ivation)?(_fn|_function)?|hidden_activation", _TEXT),
         (r"model_type|rope_type|type|(torch_)?dtype", _TEXT),
         (r"(use|tie|add|is|do)_\w+|scale_attn_\w+|(\w+_)?(q|k|v|o)?bias", _FLAG),
@@ -160,8 +166,8 @@ class Fields(dict[str, Any]):
         for name in self:
             value = self.get(name)
             if isinstance(value, list):
-                if not all(map(_is_number, value)):
-                    raise self._error(name, value, "a list of finite numbers")
+                if not _is_numbers(value):
+                    raise self._error(name, value, _NUMBERS.expected)
                 value = tuple(value)
             elif isinstance(value, dict) and _kind_of(name) is not _ROPE:
                 raise self._error(name, value, "a number or a text")

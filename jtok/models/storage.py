@@ -73,6 +73,7 @@ def resolve(
 
     Raises:
       ArgumentError: neither a folder nor a valid hub id.
+      CheckpointError: a folder that may not be read.
       MissingFileError: the repository, the revision or the network is not there.
       UnsupportedCheckpointError: a file in a format that jtok does not read.
       WriteError: the disk has no room for the download.
@@ -86,14 +87,17 @@ def resolve(
     name = os.fspath(name_or_path)
     path = pathlib.Path(name).expanduser()
     check(bool(name), "name_or_path", name, "a folder or a hub id")
-    if path.is_file():
+    if is_file(path):
         _refuse_file(path)
         raise ArgumentError(
             f"name_or_path: got the file {name!r}, expected the folder it lies in."
         )
-    files.recover_folder(path)
-    if path.is_dir():
-        return path
+    try:
+        files.recover_folder(path)
+        if path.is_dir():
+            return path
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     valid = _HUB_ID.fullmatch(name) and "--" not in name and ".." not in name
     check(
         bool(valid) and len(name) <= 96,
@@ -376,7 +380,7 @@ def _read_object(file: pathlib.Path) -> Fields:
 def read_text(file: pathlib.Path) -> str:
     """The text of a small file of a checkpoint."""
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        return file.read_bytes().decode().removeprefix("\ufeff")
     except FileNotFoundError as error:
         raise MissingFileError(f"{file}: not there; a checkpoint needs it.") from error
     except OSError as error:
@@ -489,7 +493,12 @@ def _refuse_file(file: pathlib.Path) -> None:
 
 def _refuse_folder(place: pathlib.Path) -> None:
     """No weights under the names that jtok reads: says what is there instead."""
-    present = sorted(place.iterdir()) if place.is_dir() else []
+    try:
+        present = sorted(place.iterdir())
+    except FileNotFoundError:
+        present = []
+    except OSError as error:
+        raise CheckpointError(f"{place}: cannot be read ({error.strerror}).") from error
     for child in present:
         # Trainers leave these beside weights of any format.
         if child.name not in ("training_args.bin", "optimizer.pt", "scheduler.pt"):
