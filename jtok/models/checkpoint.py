@@ -23,7 +23,7 @@ from jtok.errors import (
 )
 from jtok.models import storage, weights
 from jtok.models.families import FAMILIES, family_of
-from jtok.models.fields import Fields, check_types
+from jtok.models.fields import Fields, check_types, read_text
 from jtok.models.model import GenerationConfig, Model, parsed, split_layers
 from jtok.ops.sharding import shard_tree
 from jtok.text import Vocabulary
@@ -70,25 +70,24 @@ def config_from(
 ) -> nn.DecoderConfig:
     """Translates the fields of a `config.json`.
 
-        Args:
-          fields: as the file has them.
-          dtype: "float32" or "bfloat16"; None takes what the file says, else float32.
+    Args:
+      fields: as the file has them.
+      dtype: "float32" or "bfloat16"; None takes what the file says, else float32.
 
-        Returns:
-          `DecoderConfig` that remembers `fields`.
+    Returns:
+      `DecoderConfig` that remembers `fields`.
 
-        Raises:
-          UnsupportedCheckpointError: an unknown family or option.
-          CheckpointError: a field is missing, or of a type that it cannot have.
-          ArgumentError: another `dtype`, or sizes that contradict each other.
+    Raises:
+      UnsupportedCheckpointError: an unknown family or option.
+      CheckpointError: a field is missing, or of a type that it cannot have.
+      ArgumentError: another `dtype`, or sizes that contradict each other.
 
-        Example:
-          >>> from jtok.testing import tiny_model
-          >>> from jtok.models.fields import Fields, check_types
-    from jtok.models.families import FAMILIES
-          >>> fields = FAMILIES["llama"].write(tiny_model().config)
-          >>> config_from(fields).width
-          32
+    Example:
+      >>> from jtok.testing import tiny_model
+      >>> from jtok.models.families import FAMILIES
+      >>> fields = FAMILIES["llama"].write(tiny_model().config)
+      >>> config_from(fields).width
+      32
     """
     fields = fields if isinstance(fields, Fields) else Fields(fields)
     stored = str(fields.get("dtype") or fields.get("torch_dtype") or "float32")
@@ -356,7 +355,7 @@ def _generation(folder: pathlib.Path, fields: dict[str, Any]) -> GenerationConfi
     read = GenerationConfig.from_dict(fields if generation is None else generation)
     if generation is None:
         return read
-    source = storage.read_text(folder / "generation_config.json")
+    source = read_text(folder / "generation_config.json")
     if not read.eos_token_ids:
         fallback = GenerationConfig.from_dict(fields)
         read = dataclasses.replace(read, eos_token_ids=fallback.eos_token_ids)

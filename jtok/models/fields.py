@@ -5,14 +5,16 @@ an integer, a number, a flag, a text or an object, never something else. Fields 
 rule knows are given as they are.
 """
 
+import json
 import math
+import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args, get_origin
 
-from jtok.errors import CheckpointError
+from jtok.errors import CheckpointError, MissingFileError
 
-__all__ = ["Fields", "check_types"]
+__all__ = ["Fields", "check_types", "read_object", "read_text"]
 
 _MAX_SIZE = 2**31 - 1  # extents and ids are int32
 
@@ -211,3 +213,65 @@ def check_types(made: Mapping[str, Any], record: type, *, where: str) -> None:
             raise CheckpointError(
                 f"{where}: its fields give {name}={value!r}, expected one of {options}."
             )
+
+
+def read_object(file: pathlib.Path) -> Fields:
+    """Reads a JSON object.
+
+    Args:
+      file: such as `config.json`.
+
+    Returns:
+      Its fields, which know where they are from.
+
+    Raises:
+      MissingFileError: it is not there.
+      CheckpointError: it cannot be read, or is no JSON object.
+
+    Example:
+      >>> read_object(pathlib.Path("nowhere.json"))
+      Traceback (most recent call last):
+      jtok.errors.MissingFileError: nowhere.json: not there; a checkpoint needs it.
+    """
+    return Fields(_parse_object(file, read_text(file)), where=str(file))
+
+
+def read_text(file: pathlib.Path) -> str:
+    """Reads a small file of a checkpoint, in UTF-8 with or without its mark.
+
+    Args:
+      file: which.
+
+    Returns:
+      The text.
+
+    Raises:
+      MissingFileError: it is not there.
+      CheckpointError: it cannot be read, or is not UTF-8.
+
+    Example:
+      >>> import tempfile
+      >>> place = pathlib.Path(tempfile.mkdtemp())
+      >>> _ = (place / "a.txt").write_text("text")
+      >>> read_text(place / "a.txt")
+      'text'
+    """
+    try:
+        return file.read_bytes().decode().removeprefix("\ufeff")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{file}: not there; a checkpoint needs it.") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{file}: cannot be read ({reason}).") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file}: damaged, it is not UTF-8 ({error}).") from error
+
+
+def _parse_object(file: pathlib.Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged or truncated ({error}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: damaged, expected a JSON object.")
+    return value

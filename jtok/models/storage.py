@@ -21,8 +21,8 @@ from jtok.errors import (
     WriteError,
     check,
 )
-from jtok.models import _safetensors
-from jtok.models.fields import Fields
+from jtok.models import _hub, _safetensors
+from jtok.models.fields import Fields, read_object
 
 __all__ = [
     "TensorFiles",
@@ -87,7 +87,7 @@ def resolve(
     name = os.fspath(name_or_path)
     path = pathlib.Path(name).expanduser()
     check(bool(name), "name_or_path", name, "a folder or a hub id")
-    if is_file(path):
+    if _is_file(path):
         _refuse_file(path)
         raise ArgumentError(
             f"name_or_path: got the file {name!r}, expected the folder it lies in."
@@ -105,7 +105,7 @@ def resolve(
         name,
         "an existing folder, or a hub id such as 'org/name'",
     )
-    return _download(name, revision, token, local_files_only, patterns)
+    return _hub.download(name, revision, token, local_files_only, patterns)
 
 
 def read_config(folder: str | os.PathLike[str]) -> Fields:
@@ -131,7 +131,7 @@ def read_config(folder: str | os.PathLike[str]) -> Fields:
       {'model_type': 'llama'}
     """
     file = pathlib.Path(folder) / "config.json"
-    config = _read_object(file)
+    config = read_object(file)
     for part in (config, *(v for v in config.values() if isinstance(v, dict))):
         if part.get("auto_map"):
             raise UnsupportedCheckpointError(
@@ -164,7 +164,7 @@ def read_generation_config(folder: str | os.PathLike[str]) -> Fields | None:
       True
     """
     file = pathlib.Path(folder) / "generation_config.json"
-    return _read_object(file) if os.path.lexists(file) else None
+    return read_object(file) if os.path.lexists(file) else None
 
 
 class TensorFiles:
@@ -220,14 +220,14 @@ class TensorFiles:
         """
         place = pathlib.Path(folder)
         weight_map = None
-        if is_file(place / _WEIGHTS):
+        if _is_file(place / _WEIGHTS):
             shards = [_WEIGHTS]
-        elif is_file(place / _INDEX):
+        elif _is_file(place / _INDEX):
             weight_map = _read_weight_map(place / _INDEX)
             shards = sorted(set(weight_map.values()))
         else:
             _refuse_folder(place)
-        absent = [name for name in shards if not is_file(place / name)]
+        absent = [name for name in shards if not _is_file(place / name)]
         if absent:
             raise MissingFileError(
                 f"{place / _INDEX}: {len(absent)} of its {len(shards)} shards are not "
@@ -373,34 +373,7 @@ def write_tensors(
 # ---- reading
 
 
-def _read_object(file: pathlib.Path) -> Fields:
-    return Fields(_parse_object(file, read_text(file)), where=str(file))
-
-
-def read_text(file: pathlib.Path) -> str:
-    """The text of a small file of a checkpoint."""
-    try:
-        return file.read_bytes().decode().removeprefix("\ufeff")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{file}: not there; a checkpoint needs it.") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"{file}: cannot be read ({reason}).") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{file}: damaged, it is not UTF-8 ({error}).") from error
-
-
-def _parse_object(file: pathlib.Path, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: damaged or truncated ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: damaged, expected a JSON object.")
-    return value
-
-
-def is_file(file: pathlib.Path) -> bool:
+def _is_file(file: pathlib.Path) -> bool:
     """Whether it is there; a name that no disk takes, or a closed folder, is not."""
     try:
         return file.is_file()
@@ -409,7 +382,7 @@ def is_file(file: pathlib.Path) -> bool:
 
 
 def _read_weight_map(file: pathlib.Path) -> dict[str, str]:
-    weight_map = _read_object(file).get("weight_map")
+    weight_map = read_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file}: damaged, it has no weight_map.")
     for shard in weight_map.values():
@@ -508,57 +481,6 @@ def _refuse_folder(place: pathlib.Path) -> None:
     raise MissingFileError(
         f"{place}: no weights there; expected {_WEIGHTS} or {_INDEX}{found}."
     )
-
-
-def _download(
-    name: str,
-    revision: str | None,
-    token: str | bool | None,
-    local_files_only: bool,
-    patterns: Sequence[str],
-) -> pathlib.Path:
-    # Imported late, as it reads the environment.
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            local_files_only=local_files_only,
-            allow_patterns=list(patterns),
-        )
-    except errors.RevisionNotFoundError as error:
-        raise MissingFileError(
-            f"revision: the hub's {name!r} has no {revision!r}."
-        ) from error
-    except errors.GatedRepoError as error:
-        raise MissingFileError(
-            f"name_or_path: {name!r} is gated on the hub; accept its terms there and "
-            "give token=."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise MissingFileError(
-            f"name_or_path: {name!r} is no folder here and not on the hub, or it is "
-            "private and token= is missing."
-        ) from error
-    # Every way of being offline, and a cache that holds nothing of it; the classes are
-    # those of whichever HTTP client the hub's library uses.
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in files.DISK_ERRORS:
-            raise WriteError(
-                f"name_or_path: {name!r} cannot be stored in the hub's cache "
-                f"({error.strerror})."
-            ) from error
-        lines = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {lines[0][:300]}"
-        why = "local_files_only=True" if local_files_only else "the hub did not answer"
-        raise MissingFileError(
-            f"name_or_path: {name!r} is no folder here and not among the downloaded "
-            f"ones, and {why} ({reason}). Give a folder, or connect."
-        ) from error
-    return pathlib.Path(str(folder))
 
 
 # ---- writing

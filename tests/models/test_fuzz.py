@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jtok import models
+from jtok.decode import load_table, save_table
 from jtok.errors import JtokError
 from jtok.models import checkpoint, storage
 from jtok.models.model import GenerationConfig
@@ -128,6 +129,14 @@ def tokenizer_case(rng, folder):
     return (lambda: Vocabulary.load(folder / "tokenizer")), "tokenizer"
 
 
+def table_case(rng, folder):
+    if not (folder / "whole").exists():
+        save_table(folder / "whole", np.ones((6, 3), np.int32))
+    data = fuzz.change_safetensors(rng, (folder / "whole").read_bytes())
+    (folder / "table").write_bytes(data)
+    return (lambda: load_table(folder / "table")), "table"
+
+
 def folder_case(rng, folder):
     """Everything that `load` does, with one file of a golden folder changed."""
     source = rng.choice(golden_folders())
@@ -154,6 +163,7 @@ CASES = {
     "config": config_case,
     "generation": generation_case,
     "tokenizer": tokenizer_case,
+    "table": table_case,
     "folder": folder_case,
 }
 
@@ -193,6 +203,7 @@ def run_cases(kind, seeds, folder):
         ("config", 120),
         ("generation", 40),
         ("tokenizer", 40),
+        ("table", 40),
         ("folder", 12),
     ],
 )
@@ -205,7 +216,8 @@ def test_damage_is_read_or_refused_by_name(kind, count, tmp_path):
 @pytest.mark.slow
 def test_ten_thousand_damaged_checkpoints(tmp_path):
     counts = {
-        "tensors": 3600,
+        "tensors": 3200,
+        "table": 400,
         "index": 1200,
         "config": 3600,
         "generation": 500,
@@ -229,6 +241,7 @@ def test_ten_thousand_damaged_checkpoints(tmp_path):
 GREEDY = """
 import json, pathlib, resource, sys, time
 from jtok import models
+from jtok.decode import load_table, save_table
 from jtok.errors import JtokError
 
 source, place = map(pathlib.Path, sys.argv[1:])
