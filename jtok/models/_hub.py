@@ -14,7 +14,7 @@ def download(
     local_files_only: bool,
     patterns: Sequence[str],
 ) -> pathlib.Path:
-    """The folder of a snapshot with what matches the patterns, from the cache or net."""
+    """The folder of a snapshot, with the files that match the patterns."""
     # Imported late, as it reads the environment.
     import huggingface_hub
     from huggingface_hub import errors
