@@ -439,7 +439,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         before="((name, x.astype(jnp.dtype(dtype))) for name, x in tensors)",
         after="((name, x) for name, x in tensors)",
         killed_by="tests/models/test_storage_folders.py::test_save_in_another_dtype",
-=======
+    ),
+    Mutation(
         id="penalty-without-ancestors",
         slug="foundation",
         path="jtok/ops/penalties.py",

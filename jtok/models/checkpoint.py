@@ -95,7 +95,10 @@ def config_from(
         dtype = "bfloat16" if stored.endswith("bfloat16") else "float32"
     check(dtype in _DTYPES, "dtype", dtype, " or ".join(map(repr, _DTYPES)))
     family = family_of(fields, where=fields.where)
-    translated = family.read(fields)
+    try:
+        translated = family.read(fields.checked())
+    except KeyError as missing:  # from a copy of the fields
+        raise CheckpointError(f"{fields.where}: there is no field {missing}.") from None
     check_types(translated, nn.DecoderConfig, where=fields.where)
     try:
         config = nn.DecoderConfig(
@@ -279,12 +282,10 @@ def _check_sizes(
 ) -> None:
     """Refuses sizes that no tensor can have, before anything of that size is made."""
     numbers = sum(math.prod(tensors.shape(name)) for name in tensors)
-    extents = {
-        "vocab_size": config.vocab_size,
-        "width": config.width,
-        "num_heads * head_dim": config.num_heads * config.head_dim,
-        "mlp_width": config.mlp_width,
-    }
+    names = ("vocab_size", "width", "mlp_width", "num_experts", "expert_width")
+    # Not every kind of model has all of these.
+    extents = {name: getattr(config, name, None) or 0 for name in names}
+    extents["num_heads * head_dim"] = config.num_heads * config.head_dim
     if config.positions == "learned":
         extents["max_positions"] = config.max_positions
     problems = [

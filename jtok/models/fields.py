@@ -2,7 +2,7 @@
 
 A kind is found by the name of a field, so that families index what they need and get
 an integer, a number, a flag, a text or an object, never something else. Fields that no
-rule knows are given as they are.
+rule knows are given as they are: a family that computes with a new one adds its rule.
 """
 
 import json
@@ -17,6 +17,7 @@ from jtok.errors import CheckpointError, MissingFileError
 __all__ = ["Fields", "check_types", "read_object", "read_text"]
 
 _MAX_SIZE = 2**31 - 1  # extents and ids are int32
+_MAX_LAYERS = 10_000  # families make tuples of as many
 
 
 def _is_integer(value: Any) -> bool:
@@ -25,6 +26,18 @@ def _is_integer(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     return _is_integer(value) and 0 <= value <= _MAX_SIZE
+
+
+def _is_layers(value: Any) -> bool:
+    return _is_size(value) and value <= _MAX_LAYERS
+
+
+def _is_step(value: Any) -> bool:
+    return _is_size(value) and value > 0
+
+
+def _are_indices(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_size, value))
 
 
 def _is_id(value: Any) -> bool:
@@ -75,6 +88,10 @@ class _Kind(NamedTuple):
 
 
 _SIZE = _Kind(_is_size, f"an integer from 0 to {_MAX_SIZE}", True)
+_LAYERS = _Kind(_is_layers, f"an integer from 0 to {_MAX_LAYERS}", True)
+_STEP = _Kind(_is_step, "an integer above 0", True)
+_INDICES = _Kind(_are_indices, "a list of indices", True)
+_CAP = _Kind(_is_number, "a finite number", True)
 _NUMBER = _Kind(_is_number, "a finite number", False)
 _POSITIVE = _Kind(_is_positive, "a finite number above 0", False)
 _FLAG = _Kind(_is_flag, "true or false", True)
@@ -96,15 +113,27 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
         (r"(short|long)_factor", _NUMBERS),
         (r"(hidden_)?act(ivation)?(_fn|_function)?|hidden_activation", _TEXT),
         (r"model_type|rope_type|type|(torch_)?dtype", _TEXT),
+        (r"num_hidden_layers|(num|n)_layers?", _LAYERS),
+        (r"_?sliding_window_pattern|decoder_sparse_step|conv_kernel", _STEP),
+        (r"mlp_only_layers", _INDICES),
+        (r"\w+_softcapping", _CAP),
+        (r"norm_topk_prob|residual_in_fp32", _FLAG),
         (r"(use|tie|add|is|do)_\w+|scale_attn_\w+|(\w+_)?(q|k|v|o)?bias", _FLAG),
-        (r"(\w+_)?(theta|factor|base_freq)|rotary_pct", _POSITIVE),
-        (r"(\w+_)?(eps|epsilon|multiplier|softcapping|scalar|scale)", _NUMBER),
+        (r"(\w+_)?(theta|factor|base_freq|attn_scalar|emb_base)|rotary_pct", _POSITIVE),
+        (r"(\w+_)?(eps|epsilon|multiplier|scale)|expand|time_step_m(in|ax)", _NUMBER),
         (r"(num|n)_(\w+_)?(layers?|heads?|embd|inner|positions|ctx)", _SIZE),
-        (r"num_\w+_(layers|heads|experts)|num_experts", _SIZE),
-        (r"(vocab|hidden|intermediate|embedding|patch|image|state)_size", _SIZE),
+        (r"num_\w+_(layers|heads|experts)|num_experts(_per_tok)?", _SIZE),
+        (r"(vocab|hidden|(moe_)?intermediate|embedding|patch|image|state)_size", _SIZE),
         (r"(head|ffn|mlp|embed|encoder_ffn|decoder_ffn)_dim|d_model|d_ff", _SIZE),
         (r"(original_)?max_position_embeddings|sliding_window", _SIZE),
+        (r"max_window_layers", _SIZE),
     )
+)
+
+
+# What arithmetic is done with: never null or 0 where they are there.
+_DEMANDED = re.compile(
+    r"hidden_size|num_hidden_layers|num_attention_heads|n_(embd|layer|head)"
 )
 
 
@@ -137,8 +166,9 @@ class Fields(dict[str, Any]):
             raise CheckpointError(f"{self.where}: there is no field {name!r}.")
         value = super().__getitem__(name)
         kind = _kind_of(name)
-        if kind is not None and (value is None or (kind is _SIZE and value == 0)):
-            wanted = "a positive integer" if kind is _SIZE else kind.expected
+        size = kind in (_SIZE, _LAYERS)
+        if kind is not None and (value is None or (size and value == 0)):
+            wanted = "a positive integer" if size else kind.expected
             raise self._error(name, value, wanted)
         return self._checked(name, value, kind)
 
@@ -151,6 +181,23 @@ class Fields(dict[str, Any]):
         if value is None and (kind is None or kind.nullable or default is None):
             return None
         return self._checked(name, value, kind)
+
+    def checked(self) -> "Fields":
+        """The same with every field looked at, so that copies need no look.
+
+        What scales rotary frequencies is given without its nulls.
+
+        Returns:
+          The fields, whose values are of their kinds or null.
+
+        Raises:
+          CheckpointError: a field of another kind.
+        """
+        found = {}
+        for name in self:
+            demanded = _DEMANDED.fullmatch(name)
+            found[name] = self[name] if demanded else self.get(name)
+        return Fields(found, self.where)
 
     def _checked(self, name: str, value: Any, kind: _Kind | None) -> Any:
         if kind is None:

@@ -15,7 +15,7 @@ from jtok.testing import tiny_config
     "name, good, bad",
     [
         ("hidden_size", [1, 2**31 - 1], [True, 1.0, "8", [8], {}, -1, 2**31, 10**40]),
-        ("num_hidden_layers", [3], ["3", 3.5]),
+        ("num_hidden_layers", [3, 10_000], ["3", 3.5, 10_001]),
         ("n_embd", [3], [[3]]),
         ("rms_norm_eps", [1e-6, 0, 1], ["1e-6", float("nan"), float("inf"), True]),
         ("rope_theta", [1, 5e5], [0, -1.0, 10**400, "1"]),
@@ -70,6 +70,30 @@ def test_rope_scaling_is_plain_and_can_be_hashed():
             CheckpointError, match=r"c: rope_scaling: \w+ is .*expected"
         ):
             Fields({"rope_scaling": inner}, "c").get("rope_scaling")
+
+
+def test_checked_looks_at_all_and_copies_keep_it():
+    fields = Fields(
+        {"a": [{}], "head_dim": None, "n_head": 2, "rope_scaling": {"factor": None}}
+    )
+    copied = {**fields.checked(), "more": 1}
+    assert copied == {
+        "a": [{}],
+        "head_dim": None,
+        "n_head": 2,
+        "rope_scaling": {},
+        "more": 1,
+    }
+    for name, value in (
+        ("head_dim", "8"),
+        ("hidden_size", None),
+        ("num_attention_heads", 0),
+        ("num_hidden_layers", 10_001),
+        ("decoder_sparse_step", 0),
+        ("query_pre_attn_scalar", -1),
+    ):
+        with pytest.raises(CheckpointError, match=f"^c: {name} is"):
+            Fields({**fields, name: value}, "c").checked()
 
 
 def test_a_long_value_is_shown_in_part():
