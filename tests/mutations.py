@@ -381,6 +381,66 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/decode/test_recycling.py::test_an_inherited_table_saves_calls",
     ),
     Mutation(
+        id="swap-without-rollback",
+        slug="foundation",
+        path="jtok/files.py",
+        before="        if not target.exists() and backup.exists():",
+        after="        if False:",
+        killed_by="tests/models/test_storage_faults.py"
+        "::test_a_disk_that_fills_at_any_call_is_named_and_changes_nothing",
+    ),
+    Mutation(
+        id="header-negative-counts",
+        slug="foundation",
+        path="jtok/models/_safetensors.py",
+        before="and 0 <= item < _MAX_EXTENT",
+        after="and item < _MAX_EXTENT",
+        killed_by="tests/models/test_storage.py::test_damaged_header_is_refused",
+    ),
+    Mutation(
+        id="config-deep-json",
+        slug="foundation",
+        path="jtok/models/fields.py",
+        before="except (ValueError, RecursionError) as error:",
+        after="except ValueError as error:",
+        killed_by="tests/models/test_fuzz.py::test_damage_is_read_or_refused_by_name",
+    ),
+    Mutation(
+        id="sizes-beyond-the-files",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before="if extent > numbers",
+        after="if extent > 2**40",
+        killed_by="tests/models/test_fuzz.py"
+        "::test_sizes_beyond_the_files_are_refused_before_memory_is_taken",
+    ),
+    Mutation(
+        id="load-without-lock",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before="    with files.folder_lock(folder, shared=True):",
+        after="    if True:",
+        killed_by="tests/models/test_storage_folders.py"
+        "::test_a_folder_replaced_meanwhile_is_read_in_one_version",
+    ),
+    Mutation(
+        id="download-pickles",
+        slug="foundation",
+        path="jtok/models/storage.py",
+        before='PATTERNS = ("model*.safetensors",',
+        after='PATTERNS = ("*.bin", "model*.safetensors",',
+        killed_by="tests/models/test_hub.py"
+        "::test_only_what_is_needed_is_downloaded_and_only_once",
+    ),
+    Mutation(
+        id="save-keeps-dtype",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before="((name, x.astype(jnp.dtype(dtype))) for name, x in tensors)",
+        after="((name, x) for name, x in tensors)",
+        killed_by="tests/models/test_storage_folders.py::test_save_in_another_dtype",
+    ),
+    Mutation(
         id="penalty-without-ancestors",
         slug="foundation",
         path="jtok/ops/penalties.py",

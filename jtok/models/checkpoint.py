@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from jtok import files, nn
 from jtok.errors import (
+    ArgumentError,
     ArgumentTypeError,
     CheckpointError,
     MissingFileError,
@@ -21,6 +23,7 @@ from jtok.errors import (
 )
 from jtok.models import storage, weights
 from jtok.models.families import FAMILIES, family_of
+from jtok.models.fields import Fields, check_types, read_text
 from jtok.models.model import GenerationConfig, Model, parsed, split_layers
 from jtok.ops.sharding import shard_tree, sharding_for
 from jtok.text import Vocabulary
@@ -81,8 +84,8 @@ def config_from(
 
     Raises:
       UnsupportedCheckpointError: an unknown family or option.
-      CheckpointError: a field is missing.
-      ArgumentError: another `dtype`.
+      CheckpointError: a field is missing, or of a type that it cannot have.
+      ArgumentError: another `dtype`, or sizes that contradict each other.
 
     Example:
       >>> from jtok.testing import tiny_model
@@ -91,22 +94,44 @@ def config_from(
       >>> config_from(fields).width
       32
     """
-    fields = dict(fields)
+    fields = fields if isinstance(fields, Fields) else Fields(fields)
     stored = str(fields.get("dtype") or fields.get("torch_dtype") or "float32")
     if dtype is None:
         dtype = "bfloat16" if stored.endswith("bfloat16") else "float32"
     check(dtype in _DTYPES, "dtype", dtype, " or ".join(map(repr, _DTYPES)))
-    family = family_of(fields)
+    family = family_of(fields, where=fields.where)
     try:
-        translated = family.read(fields)
+        translated = family.read(fields.checked())
+    except KeyError as missing:  # from a copy of the fields
+        raise CheckpointError(f"{fields.where}: there is no field {missing}.") from None
+    check_types(translated, nn.DecoderConfig, where=fields.where)
+    try:
+        config = nn.DecoderConfig(
+            family=fields["model_type"],
+            dtype=dtype,
+            source=json.dumps(fields),
+            **translated,
+        )
+    except ArgumentError as error:
+        raise ArgumentError(f"{fields.where}: {error}") from error
+    _check_rotary(config, fields.where)
+    return config
+
+
+def _check_rotary(config: nn.DecoderConfig, where: str) -> None:
+    """Refuses a scaling that lacks numbers, or gives none."""
+    if config.positions != "rotary":
+        return
+    try:
+        with np.errstate(all="ignore"):
+            found = nn.rotary_frequencies(64, config.rope_theta, config.rotary_scaling)
     except KeyError as missing:
-        raise CheckpointError(f"config.json: there is no field {missing}.") from None
-    return nn.DecoderConfig(
-        family=fields["model_type"],
-        dtype=dtype,
-        source=json.dumps(fields),
-        **translated,
-    )
+        raise CheckpointError(f"{where}: the rotary scaling lacks {missing}.") from None
+    if not np.isfinite(found).all():
+        raise CheckpointError(
+            f"{where}: rope_theta={config.rope_theta} and {config.rotary_scaling} give "
+            "frequencies that are not finite."
+        )
 
 
 def _init_params(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
@@ -233,12 +258,17 @@ def load(
         token=token,
         local_files_only=local_files_only,
     )
-    fields = storage.read_config(folder)
-    family = family_of(fields, where=str(folder / "config.json"))
-    vocabulary = _load_vocabulary(folder)
-    with storage.TensorFiles.open(folder) as tensors:
+    # Of a folder that is replaced meanwhile, all files are of one version.
+    with files.folder_lock(folder, shared=True):
+        fields = storage.read_config(folder)
+        family = family_of(fields, where=fields.where)
+        vocabulary = _load_vocabulary(folder)
+        generation = _generation(folder, fields)
+        opened = storage.TensorFiles.open(folder)
+    with opened as tensors:
         config = config_from(fields, dtype=dtype or _stored_dtype(tensors))
         _check_vocabulary(vocabulary, config, str(folder))
+        _check_sizes(config, tensors, fields.where)
         shapes = jax.eval_shape(lambda: _init_params(config, jax.random.key(0)))
         plan = tuple(weights.plan_tensors(family.weights, shapes, config))
         found = {_prefixed(name, plan, family.prefix): name for name in tensors.names()}
@@ -252,12 +282,31 @@ def load(
             where=str(folder),
         )
         params = _read_params(tensors, plan, found, shapes, config.dtype)
-    return Model(
-        params,
-        config,
-        vocabulary,
-        generation_config=_generation(folder, fields),
-    )
+    return Model(params, config, vocabulary, generation_config=generation)
+
+
+def _check_sizes(
+    config: nn.DecoderConfig, tensors: storage.TensorFiles, where: str
+) -> None:
+    """Refuses sizes that no tensor can have, before anything of that size is made."""
+    numbers = sum(math.prod(tensors.shape(name)) for name in tensors)
+    names = ("vocab_size", "width", "mlp_width", "num_experts", "expert_width")
+    # Not every kind of model has all of these.
+    extents = {name: getattr(config, name, None) or 0 for name in names}
+    extents["num_heads * head_dim"] = config.num_heads * config.head_dim
+    if config.positions == "learned":
+        extents["max_positions"] = config.max_positions
+    problems = [
+        f"{name}={extent}, and the files hold {numbers} numbers"
+        for name, extent in extents.items()
+        if extent > numbers
+    ]
+    if config.num_layers > len(tensors):
+        problems.append(
+            f"num_layers={config.num_layers}, and the files hold {len(tensors)} tensors"
+        )
+    if problems:
+        raise CheckpointError(f"{where}: its fields give {'; '.join(problems)}.")
 
 
 def _prefixed(name: str, plan: tuple[Any, ...], prefix: str) -> str:
@@ -342,14 +391,20 @@ def _generation(folder: pathlib.Path, fields: dict[str, Any]) -> GenerationConfi
     read = GenerationConfig.from_dict(fields if generation is None else generation)
     if generation is None:
         return read
-    source = (folder / "generation_config.json").read_text()
+    source = read_text(folder / "generation_config.json")
     if not read.eos_token_ids:
         fallback = GenerationConfig.from_dict(fields)
         read = dataclasses.replace(read, eos_token_ids=fallback.eos_token_ids)
     return dataclasses.replace(read, source=source)
 
 
-def save(model: Model, folder: str | os.PathLike[str]) -> None:
+def save(
+    model: Model,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int | float = 5_000_000_000,
+) -> None:
     """Saves a folder that `load` and `transformers` read, replacing one that is there.
 
     What was loaded and not changed is written as it was, tensor for tensor. A kill at
@@ -358,8 +413,11 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     Args:
       model: with split or stacked layers.
       folder: the folder to make; an existing one must hold a checkpoint.
+      dtype: "float32" or "bfloat16" to round or widen to; None keeps the model's.
+      max_shard_bytes: bytes after which the tensors go on in another file.
 
     Raises:
+      ArgumentError: another `dtype`, or no room for a byte in a shard.
       WriteError: the folder cannot be written; what was there still is.
 
     Example:
@@ -372,12 +430,18 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"model: got {type(model).__name__}, expected a Model.")
+    if dtype is not None:
+        check(dtype in _DTYPES, "dtype", dtype, " or ".join(map(repr, _DTYPES)))
+        config = dataclasses.replace(model.config, dtype=dtype)
+        model = dataclasses.replace(model, config=config)
     params = split_layers(model.params)
     family = FAMILIES[model.config.family]
     plan = weights.plan_tensors(family.weights, params, model.config)
     with files.replace_folder(folder, marker="config.json") as staged:
-        named = ((item.name, weights.to_tensor(item, params)) for item in plan)
-        storage.write_tensors(staged, named)
+        tensors = ((item.name, weights.to_tensor(item, params)) for item in plan)
+        if dtype is not None:
+            tensors = ((name, x.astype(jnp.dtype(dtype))) for name, x in tensors)
+        storage.write_tensors(staged, tensors, max_shard_bytes=max_shard_bytes)
         text = json.dumps(_fields(model), indent=2, sort_keys=True) + "\n"
         files.write_atomic(staged / "config.json", text)
         if model.generation_config and (source := model.generation_config.to_json()):

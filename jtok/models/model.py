@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
+from jtok.models.fields import Fields
 from jtok.ops.attention import attention, cached_attention, write_rows
 from jtok.ops.sharding import constrain
 
@@ -54,14 +55,18 @@ class GenerationConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "GenerationConfig":
         """Reads the fields of `generation_config.json`; ids may be one or a list."""
-        eos = fields.get("eos_token_id")
-        ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-        bos = fields.get("bos_token_id")
-        return cls(
-            tuple(int(i) for i in ids),
-            bos[0] if isinstance(bos, list) else bos,
-            fields.get("pad_token_id"),
+        fields = fields if isinstance(fields, Fields) else Fields(fields)
+        eos, bos, pad = (
+            ()
+            if value is None
+            else tuple(value)
+            if isinstance(value, list)
+            else (value,)
+            for value in map(
+                fields.get, ("eos_token_id", "bos_token_id", "pad_token_id")
+            )
         )
+        return cls(eos, next(iter(bos), None), next(iter(pad), None))
 
     def to_json(self) -> str | None:
         """The text to save: the file as it was read, or None where there was none."""

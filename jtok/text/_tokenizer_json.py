@@ -200,13 +200,17 @@ def read_text(file: pathlib.Path) -> str:
         return file.read_bytes().decode()
     except UnicodeError as error:
         raise CheckpointError(f"{file}: damaged, it is no UTF-8 text.") from error
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{file}: it is gone.") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 def parse_object(text: str, origin: str, name: str) -> dict[str, Any]:
     place = pathlib.Path(origin).with_name(name)
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{place}: damaged, it is no JSON ({error}).") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{place}: damaged, expected a JSON object.")
@@ -234,10 +238,12 @@ def parse_tokenizer(
 
 
 def check_added(spec: Mapping[str, Any], vocab: Mapping[str, int], origin: str) -> None:
+    # The library leaves out what it cannot use, such as an empty text.
     wrong = [
-        f"{entry['content']!r} (id {entry['id']}, loads as {vocab[entry['content']]})"
+        f"{entry['content']!r} (id {entry['id']}, loads as "
+        f"{vocab.get(entry['content'])})"
         for entry in spec.get("added_tokens") or ()
-        if vocab[entry["content"]] != entry["id"]
+        if vocab.get(entry["content"]) != entry["id"]
     ]
     if wrong:
         raise CheckpointError(
