@@ -4,12 +4,19 @@ from jtok.ops.attention import attention, cached_attention, write_rows
 from jtok.ops.readouts import Draw, Readout, Want, readout_logits
 from jtok.ops.sampling import filter_logits, gumbel_at, row_keys
 from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
-from jtok.ops.unembed import cross_entropy, readout
+from jtok.ops.unembed import (
+    VocabStatistics,
+    cross_entropy,
+    kl_divergence,
+    readout,
+    vocab_statistics,
+)
 
 __all__ = [
     "Draw",
     "Readout",
     "Tree",
+    "VocabStatistics",
     "Want",
     "ancestor_mask",
     "ancestor_path",
@@ -18,8 +25,10 @@ __all__ = [
     "cross_entropy",
     "filter_logits",
     "gumbel_at",
+    "kl_divergence",
     "readout",
     "readout_logits",
     "row_keys",
+    "vocab_statistics",
     "write_rows",
 ]

@@ -1,19 +1,15 @@
-"""Work over the vocabulary, without a `[tokens, vocab]` float32 array.
-
-Arg-max, Gumbel-max, top-k and log-sum-exp walk over blocks of the vocabulary;
-the cross-entropy walks over blocks of tokens, forward and backward.
-"""
+"""Arg-max, Gumbel-max, top-k and log-sum-exp over blocks of the vocabulary."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from jtok.ops import sampling
 from jtok.ops.readouts import Draw, Readout, Want, readout_logits, score_gap
 
-__all__ = ["cross_entropy", "readout"]
+__all__ = ["readout"]
 
 _BLOCK = 16384
 
@@ -143,63 +139,3 @@ def _choose_among(draw: Draw, logits: Array, ids: Array) -> tuple[Array, Array]:
     choice = jnp.min(jnp.where(scores == best, ids, jnp.iinfo(jnp.int32).max), axis=-1)
     rest = jnp.where(ids == choice[..., None], -jnp.inf, scores)
     return choice, best[..., 0] - jnp.max(rest, axis=-1)
-
-
-def cross_entropy(
-    hidden: Float[Array, "*tokens dim"],
-    weight: Float[Array, "vocab dim"],
-    targets: Int[Array, "*tokens"],
-    *,
-    mask: Bool[Array, "*tokens"] | None = None,
-    bias: Float[Array, " vocab"] | None = None,
-    softcap: float | None = None,
-    chunk: int | None = None,
-) -> Float[Array, "*tokens"]:
-    """Cross-entropy of targets, in nats, over chunks of tokens.
-
-    Logits of one chunk exist at a time, in the backward pass too (they are computed
-    again).
-
-    Args:
-      hidden: `[..., dim]`, after the final norm.
-      weight: `[vocab, dim]` unembedding.
-      targets: `[...]` int32 in `[0, vocab)`; out-of-range ids are clamped.
-      mask: `[...]` bool, False gives 0; None counts every token.
-      bias: `[vocab]` or None.
-      softcap: logits become `softcap * tanh(logits / softcap)`, None for no cap.
-      chunk: tokens at a time (static); None chooses about 16 MB of logits.
-
-    Returns:
-      `[...]` float32 nats per token.
-
-    Example:
-      >>> loss = cross_entropy(jnp.zeros((2, 4)), jnp.ones((8, 4)), jnp.array([0, 5]))
-      >>> bool(jnp.allclose(loss, jnp.log(8)))
-      True
-    """
-    vocab, dim = weight.shape
-    count = targets.size
-    chunk = min(chunk or max(64, 2**22 // vocab), count)
-    padding = -count % chunk
-    flat = jnp.pad(hidden.reshape(count, dim), ((0, padding), (0, 0)))
-    wanted = jnp.pad(targets.reshape(count), (0, padding))
-
-    @jax.checkpoint
-    def loss_of(some: Array, targets: Array) -> Array:
-        logits = jnp.einsum(
-            "td,vd->tv", some, weight, preferred_element_type=jnp.float32
-        )
-        if bias is not None:
-            logits = logits + bias.astype(jnp.float32)[None]
-        if softcap is not None:
-            logits = softcap * jnp.tanh(logits / softcap)
-        picked = jnp.take_along_axis(logits, targets[:, None], axis=-1, mode="clip")
-        return jax.nn.logsumexp(logits, axis=-1) - picked[:, 0]
-
-    if count + padding == chunk:
-        losses = loss_of(flat, wanted)
-    else:
-        pieces = (flat.reshape(-1, chunk, dim), wanted.reshape(-1, chunk))
-        losses = jax.lax.map(lambda piece: loss_of(*piece), pieces).reshape(-1)
-    losses = losses[:count].reshape(targets.shape)
-    return losses if mask is None else jnp.where(mask, losses, 0.0)
