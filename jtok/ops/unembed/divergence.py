@@ -31,7 +31,7 @@ def kl_divergence(
     hidden: Float[Array, "*tokens dim"],
     weight: Float[Array, "vocab dim"],
     teacher_hidden: Float[Array, "*tokens wide"],
-    teacher_weight: Float[Array, "vocab wide"] | TeacherLogits,
+    teacher_weight: Float[Array, "teacher_vocab wide"] | TeacherLogits,
     *,
     mask: Bool[Array, "*tokens"] | None = None,
     bias: Float[Array, " vocab"] | None = None,

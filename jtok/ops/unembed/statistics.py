@@ -219,9 +219,9 @@ def _over_shards(layout: Layout, state: dict[str, Array]) -> dict[str, Array]:
     highest = jax.lax.pmax(state["max"], axes)
     shrink = jnp.exp(state["max"] - highest)
     at = jnp.where(state["max"] == highest, state["argmax"], _NO_ID)
-    names = [name for name in ("sum", "mean") if name in state]
-    sums = {name: state[name] * shrink for name in names}
-    sums["target"] = state["target"]
+    sums = {"target": state["target"], "sum": state["sum"] * shrink}
+    if "mean" in state:
+        sums["mean"] = state["mean"] * shrink
     joined = jax.lax.psum(sums, axes)
     return {"max": highest, "argmax": jax.lax.pmin(at, axes), **joined}
 
