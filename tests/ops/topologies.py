@@ -29,11 +29,9 @@ def topology(name: str):
     return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 
 
-def tpu_mesh(name: str, model: int, data: int | None = None) -> Mesh:
-    """A mesh of a topology, `data` by `model`; all devices unless `data` is given."""
-    devices = topology(name)
-    data = len(devices) // model if data is None else data
-    grid = np.array(devices[: data * model]).reshape(data, model)
+def tpu_mesh(name: str, model: int) -> Mesh:
+    """A mesh over all devices of a topology: "data" by `model`."""
+    grid = np.array(topology(name)).reshape(-1, model)
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
