@@ -1,7 +1,7 @@
 """Work over the vocabulary, without a `[tokens, vocab]` float32 array."""
 
+from jtok.ops.unembed.api import readout
 from jtok.ops.unembed.divergence import kl_divergence
-from jtok.ops.unembed.reference import readout
 from jtok.ops.unembed.statistics import (
     VocabStatistics,
     cross_entropy,

@@ -106,14 +106,17 @@ class Layout(NamedTuple):
         """Calls `local` on every shard, or plainly where nothing is split."""
         if not self.tokens and not self.vocab:
             return local(*args)
-        mapped = jax.shard_map(
+        return self.mapped(local, in_specs, out_specs)(*args)
+
+    def mapped(self, local: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """`local` as a function of whole arrays."""
+        return jax.shard_map(
             local,
             mesh=self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
             check_vma=False,
         )
-        return mapped(*args)
 
 
 def _names(entry: Any) -> Axes:
