@@ -11,6 +11,7 @@ from jtok.decode.calibrate import (
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
+from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
 from jtok.decode.recycling import (
     RecyclingState,
     draft_tokens,
@@ -19,6 +20,9 @@ from jtok.decode.recycling import (
     token_recycling,
     update_table,
 )
+from jtok.decode.serve import serve
+from jtok.decode.sessions import Session
+from jtok.decode.stream import Event, stream
 from jtok.decode.templates import recycling_template
 from jtok.decode.types import (
     Accepted,
@@ -37,20 +41,25 @@ __all__ = [
     "Accepted",
     "CostCurve",
     "Drafter",
+    "Event",
     "Generated",
     "Needs",
+    "Processor",
     "Proposal",
     "RecyclingState",
     "Rule",
     "Sampling",
+    "Session",
     "SpecBenchSummary",
     "Stats",
     "Tokens",
     "Tuned",
     "Verdict",
     "accept",
+    "allow_tokens",
     "choose_template",
     "cost_curve",
+    "dfa",
     "draft_tokens",
     "find_continuation",
     "generate",
@@ -60,7 +69,10 @@ __all__ = [
     "prune_template",
     "recycling_template",
     "save_table",
+    "serve",
     "spec_bench_summary",
+    "spelling_dfa",
+    "stream",
     "token_recycling",
     "truncate",
     "tune_template",

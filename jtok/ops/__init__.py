@@ -1,6 +1,7 @@
 """Array-to-array primitives: no model, no vocabulary, no state."""
 
 from jtok.ops.attention import attention, cached_attention, write_rows
+from jtok.ops.penalties import Penalties, count_tokens, node_counts, penalize
 from jtok.ops.readouts import Draw, Readout, Want, readout_logits
 from jtok.ops.sampling import filter_logits, gumbel_at, row_keys
 from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
@@ -14,6 +15,7 @@ from jtok.ops.unembed import (
 
 __all__ = [
     "Draw",
+    "Penalties",
     "Readout",
     "Tree",
     "VocabStatistics",
@@ -22,10 +24,13 @@ __all__ = [
     "ancestor_path",
     "attention",
     "cached_attention",
+    "count_tokens",
     "cross_entropy",
     "filter_logits",
     "gumbel_at",
     "kl_divergence",
+    "node_counts",
+    "penalize",
     "readout",
     "readout_logits",
     "row_keys",
