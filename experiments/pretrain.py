@@ -39,7 +39,7 @@ SOURCES = (
     "experiments/corpus.py",
     "jtok/models/*.py",
     "jtok/nn/*.py",
-    "jtok/ops/unembed.py",
+    "jtok/ops/unembed/*.py",
     "jtok/text/*.py",
     "jtok/train/*.py",
 )

@@ -82,7 +82,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="cache-reads-one-slot-too-many",
         slug="foundation",
-        path="jtok/ops/attention.py",
+        path="jtok/ops/attention/reference.py",
         before="(slots[None] < length[:, None])",
         after="(slots[None] <= length[:, None])",
         killed_by="tests/ops/test_attention.py::test_cache_and_tree_are_one_softmax",
@@ -116,7 +116,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="tie-to-the-later-block",
         slug="foundation",
-        path="jtok/ops/unembed.py",
+        path="jtok/ops/unembed/reference.py",
         before='better = best > carry["best"]',
         after='better = best >= carry["best"]',
         killed_by="tests/ops/test_unembed.py::test_all_outputs_of_the_greedy_readout",
@@ -124,7 +124,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="last-block-counted-twice",
         slug="foundation",
-        path="jtok/ops/unembed.py",
+        path="jtok/ops/unembed/reference.py",
         before="fresh = (ids >= index * block)[None, None]",
         after="fresh = (ids >= 0)[None, None]",
         killed_by="tests/ops/test_unembed.py::test_all_outputs_of_the_greedy_readout",

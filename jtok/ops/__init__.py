@@ -11,13 +11,20 @@ from jtok.ops.sampling import (
     uniform_at,
 )
 from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
-from jtok.ops.unembed import cross_entropy, readout
+from jtok.ops.unembed import (
+    VocabStatistics,
+    cross_entropy,
+    kl_divergence,
+    readout,
+    vocab_statistics,
+)
 
 __all__ = [
     "Draw",
     "Penalties",
     "Readout",
     "Tree",
+    "VocabStatistics",
     "Want",
     "ancestor_mask",
     "ancestor_path",
@@ -27,6 +34,7 @@ __all__ = [
     "cross_entropy",
     "filter_logits",
     "gumbel_at",
+    "kl_divergence",
     "node_counts",
     "penalize",
     "purpose_keys",
@@ -34,5 +42,6 @@ __all__ = [
     "readout_logits",
     "row_keys",
     "uniform_at",
+    "vocab_statistics",
     "write_rows",
 ]
