@@ -79,9 +79,8 @@ def specification(
     }
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     ends = {"type": "Replace", "pattern": {"String": END}, "content": " "}
-    last = {"type": "Strip", "content": " ", "start": 0, "stop": 1}
     steps = [split, {**level, "use_regex": False}]
-    back = [{**level, "use_regex": True}, ends, last]
+    back = [{**level, "use_regex": True}, ends]
     spec = _specs.specification(
         model,
         normalizer={"type": "Sequence", "normalizers": cleaning},

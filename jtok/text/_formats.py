@@ -124,7 +124,10 @@ def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add(
-    spec: dict[str, Any], extra: Mapping[str, Any], config: Mapping[str, Any], where: str
+    spec: dict[str, Any],
+    extra: Mapping[str, Any],
+    config: Mapping[str, Any],
+    where: str,
 ) -> None:
     """Tokens beyond the file, which `transformers` keeps in two other places."""
     wanted: dict[str, tuple[int, bool]] = {}

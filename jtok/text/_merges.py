@@ -1,5 +1,6 @@
 """Which two parts a token is merged from, where a file only ranks the tokens."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -60,7 +61,9 @@ def _last_step(token: T, ranks: Mapping[T, int]) -> tuple[T, T] | None:
     return parts[0], parts[1]
 
 
-def tied_runs(group: list[str], others: Iterable[str], rules: list[tuple[str, str]]) -> bool:
+def tied_runs(
+    group: list[str], others: Iterable[str], rules: list[tuple[str, str]]
+) -> bool:
     """Whether tokens that share one rank merge as if ranked in their order.
 
     Known only for runs of one letter (Llama 2 has runs of spaces, ranked last) that
@@ -82,11 +85,13 @@ def tied_runs(group: list[str], others: Iterable[str], rules: list[tuple[str, st
     own = {(len(a), len(b)): order[len(a + b)] for a, b in rules if a + b in group}
     for run in range(1, 4 * max(sizes) + 1):
         tied, ranked = [1] * run, [1] * run
-        while merge := [i for i in range(len(tied) - 1) if sum(tied[i : i + 2]) in sizes]:
+        while merge := [
+            i for i in range(len(tied) - 1) if sum(tied[i : i + 2]) in sizes
+        ]:
             tied[merge[0] : merge[0] + 2] = [sum(tied[merge[0] : merge[0] + 2])]
         while pairs := [
             (own[pair], i)
-            for i, pair in enumerate(zip(ranked, ranked[1:], strict=False))
+            for i, pair in enumerate(itertools.pairwise(ranked))
             if pair in own
         ]:
             at = min(pairs)[1]

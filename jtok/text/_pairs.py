@@ -79,7 +79,9 @@ def read_wordpiece(
         raise CheckpointError(f"{origin}: damaged, {twice!r} stands twice.")
     usual = {r: f"[{r.upper()}]" for r in ("unk", "sep", "pad", "cls", "mask")}
     given = {role: config.get(f"{role}_token") for role in usual}
-    named = {r: v.get("content") if isinstance(v, dict) else v for r, v in given.items()}
+    named = {
+        r: v.get("content") if isinstance(v, dict) else v for r, v in given.items()
+    }
     roles = {r: named[r] or usual[r] for r in usual}
     missing = [roles[r] for r in ("unk", "sep", "cls") if roles[r] not in vocab]
     if missing:

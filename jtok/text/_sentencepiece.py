@@ -17,7 +17,7 @@ __all__ = ["read"]
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 _MODELS = {1: "Unigram", 2: "BPE", 3: "WORD", 4: "CHAR"}
 _SPACE = tj.METASPACE
-_RULES = ("identity", "nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "user_defined", "")
+_RULES = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,12 @@ def read(
     data: bytes, origin: str, config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A `tokenizer.json` that encodes as SentencePiece does, and the roles.
+
+    Differs: normaliser tables (`nfkc` and the like) are read by the library, which
+    looks a letter and its combining marks up together where they are short and one by
+    one where they are long, so that rare decomposed text differs, as it does in
+    `transformers`; Unigram with byte fallback takes the literal text `<0x41>` for a
+    byte.
 
     Args:
       data: the file.
@@ -182,7 +188,7 @@ def _normalizer(model: _Model, prefix: bool, origin: str) -> dict[str, Any]:
         if rule not in _RULES:
             raise UnsupportedCheckpointError(
                 f"{origin}: the normaliser {rule!r} cannot be followed; expected one "
-                f"of {', '.join(filter(None, _RULES))}."
+                f"of {', '.join(_RULES)}."
             )
         steps.append(_precompiled(charsmap, symbols, origin))
     if model.normalizer.get(4, 1):
@@ -241,14 +247,15 @@ def _around(config: Mapping[str, Any], ids: Mapping[str, int]) -> Any:
     """What `transformers` puts around a text: as the config says, else by class."""
     owner = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     starts = owner in ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
-    sides: list[list[str]] = []
-    for role, usual in (("bos", starts), ("eos", owner == "T5Tokenizer")):
+
+    def side(role: str, usual: bool) -> list[str]:
         value = config.get(f"{role}_token")
         token = value.get("content") if isinstance(value, dict) else value
         wanted = config.get(f"add_{role}_token")
         wanted = usual if wanted is None else wanted
-        sides.append([token] if wanted and token in ids else [])
-    return _specs.around(*sides, ids)
+        return [token] if wanted and isinstance(token, str) and token in ids else []
+
+    return _specs.around(side("bos", starts), side("eos", owner == "T5Tokenizer"), ids)
 
 
 # ---- the models
@@ -294,7 +301,7 @@ def _bpe(model: _Model, origin: str) -> dict[str, Any]:
 def _check_ties(
     ordered: list[_Piece], rules: list[tuple[str, str]], origin: str
 ) -> None:
-    """Among pieces of one score the leftmost pair goes first, which ranks cannot say."""
+    """Among pieces of one score the leftmost pair is first, which ranks cannot say."""
     counts = collections.Counter(piece.score for piece in ordered)
     for score, count in counts.items():
         if count == 1:

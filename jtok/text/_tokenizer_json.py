@@ -72,8 +72,8 @@ _STEPS = {
 }
 _TYPES = {
     "model": "BPE Unigram WordLevel WordPiece",
-    "normalizer": "BertNormalizer ByteLevel Lowercase NFC NFD NFKC NFKD Nmt Precompiled "
-    "Prepend Replace Sequence Strip StripAccents",
+    "normalizer": "BertNormalizer ByteLevel Lowercase NFC NFD NFKC NFKD Nmt "
+    "Precompiled Prepend Replace Sequence Strip StripAccents",
     "pre_tokenizer": "BertPreTokenizer ByteLevel CharDelimiterSplit Digits FixedLength "
     "Metaspace Punctuation Sequence Split UnicodeScripts Whitespace WhitespaceSplit",
     "decoder": "BPEDecoder ByteFallback ByteLevel CTC Fuse Metaspace Replace Sequence "

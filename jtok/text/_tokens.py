@@ -214,6 +214,27 @@ class TokenTable:
         """
         return self._contents[tj.JSON]
 
+    @property
+    def decoder(self) -> dict[str, Any] | None:
+        """How tokens are joined: the `decoder` of the `tokenizer.json`, or None."""
+        return self._spec.get("decoder")
+
+    def surface_of(self, id_: int) -> str | None:
+        """The printed form of a token as its file spells it; None for a gap.
+
+        Args:
+          id_: the id.
+
+        Returns:
+          The text, for instance `Ġthe` or `##ing`.
+
+        Example:
+          >>> from jtok.text import Vocabulary
+          >>> Vocabulary.train_bpe(["a b"], 257).surface_of(1)
+          '!'
+        """
+        return self._surfaces.get(id_)
+
     def id_of(self, token: bytes | str) -> int:
         """The id of a token given by its bytes.
 

@@ -270,7 +270,7 @@ class Vocabulary(TokenTable):
           >>> vocabulary.decode([0, 1, 1], skip_special=False)
           '<|endoftext|>!!'
         """
-        kept = self._checked(ids, skip_special)
+        kept = self.checked_ids(ids, skip_special=skip_special)
         with tj.guarded(_decode_error):
             return self._tokenizer.decode(kept, skip_special_tokens=skip_special)
 
@@ -299,9 +299,32 @@ class Vocabulary(TokenTable):
           b'\\xc3\\xa9t\\xc3\\xa9'
         """
         table = self.token_bytes
-        return b"".join(table[id_] for id_ in self._checked(ids, skip_special))
+        return b"".join(
+            table[id_] for id_ in self.checked_ids(ids, skip_special=skip_special)
+        )
 
-    def _checked(self, ids: Iterable[SupportsIndex], skip_special: bool) -> list[int]:
+    def checked_ids(
+        self,
+        ids: Iterable[SupportsIndex] | Integer[np.ndarray, " tokens"],
+        *,
+        skip_special: bool = False,
+    ) -> list[int]:
+        """Ids as plain integers, each known to be one of this vocabulary.
+
+        Args:
+          ids: `[tokens]` ids.
+          skip_special: leave special tokens out.
+
+        Returns:
+          The ids.
+
+        Raises:
+          ArgumentError: an id is negative or not below `size`, or no row came.
+
+        Example:
+          >>> Vocabulary.train_bpe(["a b"], 257).checked_ids(np.array([0, 2]))
+          [0, 2]
+        """
         items = np.asarray(ids).tolist() if hasattr(ids, "__array__") else ids
         try:
             plain = [operator.index(item) for item in items]
