@@ -72,6 +72,8 @@ def read(
     for name in (tj.CONFIG, tj.ROLES, tj.TEMPLATE, tj.ADDED):
         if (neighbour := file.with_name(name)).is_file():
             contents[name] = tj.read_text(neighbour)
+    for named in sorted(file.parent.joinpath(tj.TEMPLATES).glob("*.jinja")):
+        contents[tj.TEMPLATES + named.name] = tj.read_text(named)
     added = contents.pop(tj.ADDED, "{}")
     if kind == "json":
         request = _Request(file, pattern, specials, {})

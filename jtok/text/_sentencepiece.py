@@ -66,7 +66,7 @@ def read(
     spec = _specs.specification(
         build(model, origin),
         normalizer=_normalizer(model, prefix, origin),
-        pre_tokenizer=_isolate(symbols) if kind == "BPE" else None,
+        pre_tokenizer=_isolate(symbols),
         decoder=_decoder(prefix),
     )
     ids = {piece.text: id_ for id_, piece in enumerate(model.pieces)}
@@ -223,7 +223,7 @@ def _precompiled(charsmap: Any, symbols: list[str], origin: str) -> dict[str, An
 
 
 def _isolate(symbols: list[str]) -> dict[str, Any] | None:
-    """User-defined symbols are cut out before merging, longest first."""
+    """User-defined symbols are cut out first, the longest before its parts."""
     if not symbols:
         return None
     choices = [re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True)]
@@ -318,11 +318,11 @@ def _check_ties(
 
 def _unigram(model: _Model, origin: str) -> dict[str, Any]:
     normal = [piece.score for piece in model.pieces if piece.kind == NORMAL]
-    best, worst = max(normal, default=0.0), min(normal, default=0.0)
+    worst = min(normal, default=0.0)
 
     def score(piece: _Piece) -> float:
-        if piece.kind == USER:  # SentencePiece: always taken where it stands
-            return len(piece.text.encode()) * best - 0.1
+        if piece.kind == USER:  # cut out by now, and better than its parts
+            return 0.0
         return piece.score if piece.kind == NORMAL else worst
 
     unknown = [id_ for id_, p in enumerate(model.pieces) if p.kind == UNKNOWN]

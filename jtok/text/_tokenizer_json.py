@@ -22,6 +22,7 @@ CONFIG = "tokenizer_config.json"
 ROLES = "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
 STANDARD_ROLES = frozenset({"bos", "eos", "unk", "pad", "cls", "sep", "mask"})
+TEMPLATES = "additional_chat_templates/"  # a folder of named ones
 ADDED = "added_tokens.json"
 # `transformers` wants a class name to load a folder; this one fits any tokenizer.json.
 CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}

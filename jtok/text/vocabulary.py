@@ -14,12 +14,12 @@ from jtok import files
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.text import _formats
 from jtok.text import _tokenizer_json as tj
-from jtok.text._tokens import TokenTable
+from jtok.text.chat import ChatTable
 
 __all__ = ["Vocabulary"]
 
 
-class Vocabulary(TokenTable):
+class Vocabulary(ChatTable):
     """The tokens of a tokenizer: their bytes, their roles, and text to ids and back.
 
     Immutable, and equal and hashed by content (`hash`), so it can be static metadata
@@ -243,6 +243,50 @@ class Vocabulary(TokenTable):
                 [_as_text(text) for text in texts], add_special_tokens=specials
             )
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_chat(
+        self,
+        messages: Iterable[Any],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Int32[np.ndarray, " tokens"]:
+        """Ids of a conversation: what `render_chat` writes, and nothing around it.
+
+        Templates write the control tokens themselves, so none is added: BOS comes
+        once, or not at all where the template leaves it out.
+
+        Args:
+          messages: as for `render_chat`, and so the others.
+          add_generation_prompt: end with what comes before an assistant's answer.
+          tools: JSON schemas of tools.
+          template: name of one of `chat_templates`.
+          extra: more variables for the template.
+
+        Returns:
+          `[tokens]` int32.
+
+        Raises:
+          ArgumentError: there is no template, or the tokenizer cannot encode its text.
+          ArgumentTypeError: messages or variables of other types than JSON's.
+          TemplateError: the template refuses the messages, fails, or does too much.
+
+        Example:
+          >>> config = {"chat_template": "{{ messages[0].content }}!"}
+          >>> json = Vocabulary.train_bpe(["a b"], 257).tokenizer_json()
+          >>> Vocabulary.from_json(json, config).encode_chat([{"content": "!"}])
+          array([1, 1], dtype=int32)
+        """
+        text = self.render_chat(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            template=template,
+            extra=extra,
+        )
+        return self.encode(text, specials=False)
 
     def decode(
         self,
