@@ -13,6 +13,7 @@ import tokenizers
 from jtok.errors import (
     CheckpointError,
     JtokError,
+    MissingFileError,
     UnsupportedCheckpointError,
     near,
 )
