@@ -378,7 +378,7 @@ def _batch(
     sampling: _Sampling,
     drafter: Drafter,
     target: Target,
-    rule: Rule | None,
+    rule: Any,
     *,
     gaps: bool,
 ) -> tuple[loop.Batch, loop.Rules]:
