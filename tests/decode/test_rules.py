@@ -274,8 +274,10 @@ def test_rejection_needs_the_law_of_the_drafts(temperature):
 
 
 def test_a_rule_is_a_rule():
+    tokens = jnp.ones((1, 1), jnp.int32)
+    root = Proposal(tokens, tokens > 0, tree=Tree.chain(0))
     with pytest.raises(ArgumentTypeError, match="rule: got str, expected"):
-        inspect.unwrap(generate)(UNTRACED, [1], rule="exact")
+        inspect.unwrap(rule_for)("exact", root, sampled=True)
     with pytest.raises(ArgumentError, match="compat: got 'x'"):
         inspect.unwrap(sequential)(compat="x")
 
