@@ -132,6 +132,10 @@ DRAFTERS: dict[str, Case] = {
     ),
     "random-sequential": case(random_drafter(3, 6), None, sequential(), "distribution"),
     "recycling-typical": case(
-        token_recycling(4, MIXED), random_table(4), typical(), "none"
+        # A table for each row: what is accepted depends on the drafts.
+        token_recycling(4, MIXED, per_row=True),
+        random_table(4, per_row=True),
+        typical(),
+        "none",
     ),
 }
