@@ -13,6 +13,7 @@ from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.dynamic import Dynamic, dynamic, grow_tree
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
+from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
 from jtok.decode.recycling import (
     RecyclingState,
     draft_tokens,
@@ -30,6 +31,9 @@ from jtok.decode.rejection import (
     walk_drafts,
 )
 from jtok.decode.rules import exact, rule_for
+from jtok.decode.serve import serve
+from jtok.decode.sessions import Session
+from jtok.decode.stream import Event, stream
 from jtok.decode.templates import recycling_template
 from jtok.decode.types import (
     Accepted,
@@ -51,12 +55,15 @@ __all__ = [
     "DraftState",
     "Drafter",
     "Dynamic",
+    "Event",
     "Generated",
     "Needs",
+    "Processor",
     "Proposal",
     "RecyclingState",
     "Rule",
     "Sampling",
+    "Session",
     "SpecBenchSummary",
     "Stats",
     "Tokens",
@@ -65,9 +72,11 @@ __all__ = [
     "Walk",
     "accept",
     "accept_typical",
+    "allow_tokens",
     "check_q",
     "choose_template",
     "cost_curve",
+    "dfa",
     "draft_model",
     "draft_tokens",
     "dynamic",
@@ -85,7 +94,10 @@ __all__ = [
     "rule_for",
     "save_table",
     "sequential",
+    "serve",
     "spec_bench_summary",
+    "spelling_dfa",
+    "stream",
     "token_recycling",
     "truncate",
     "tune_template",
