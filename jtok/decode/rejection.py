@@ -67,7 +67,7 @@ def node_laws(
       arg-max (ties to the lower id).
 
     Example:
-      >>> from jtok.ops import row_keys
+      >>> from jtok.ops import Draw, row_keys
       >>> draw = Draw(row_keys(jnp.array([0])), jnp.array([0]), jnp.array([[0]]),
       ...             jnp.array([1.0]), top_k=2)
       >>> node_laws(jnp.array([[[1.0, 0.0, 1.0]]]), draw).tolist()

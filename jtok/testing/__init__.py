@@ -13,6 +13,7 @@ from jtok.testing.decoding import (
 )
 from jtok.testing.drafters import (
     adversary_drafter,
+    drawn_drafter,
     dynamic_drafter,
     extra_slots_drafter,
     oracle_drafter,
@@ -45,6 +46,7 @@ __all__ = [
     "compare",
     "counting_target",
     "data",
+    "drawn_drafter",
     "dynamic_drafter",
     "extra_slots_drafter",
     "load_golden",

@@ -120,8 +120,8 @@ def candidate_law(
     Example:
       >>> p, q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.2, 0.6])
       >>> law = candidate_law(p, q, 2)
-      >>> bool(np.allclose(law.output, p, atol=1e-12)), round(law.accepted, 3)
-      (True, 0.8)
+      >>> bool(np.allclose(law.output, p, atol=1e-12)), float(round(law.accepted, 3))
+      (True, 0.75)
     """
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
     vocab = len(p)
