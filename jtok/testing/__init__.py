@@ -19,11 +19,20 @@ from jtok.testing.drafters import (
     random_drafter,
 )
 from jtok.testing.goldens import Golden, load_golden
+from jtok.testing.laws import (
+    CandidateLaw,
+    ChainLaw,
+    candidate_law,
+    chain_law,
+    try_candidates,
+)
 from jtok.testing.tiny import tiny_config, tiny_model, tiny_vocabulary
 from jtok.testing.tolerances import assert_close, tolerance
 
 __all__ = [
     "BigramCache",
+    "CandidateLaw",
+    "ChainLaw",
     "CountingCache",
     "Difference",
     "Golden",
@@ -31,6 +40,8 @@ __all__ = [
     "assert_close",
     "assert_token_guarantee",
     "bigram_target",
+    "candidate_law",
+    "chain_law",
     "compare",
     "counting_target",
     "data",
@@ -44,4 +55,5 @@ __all__ = [
     "tiny_model",
     "tiny_vocabulary",
     "tolerance",
+    "try_candidates",
 ]

@@ -13,6 +13,7 @@ import tokenizers
 from jtok.errors import (
     CheckpointError,
     JtokError,
+    MissingFileError,
     UnsupportedCheckpointError,
     near,
 )
@@ -252,6 +253,10 @@ def read_text(file: pathlib.Path) -> str:
         return file.read_bytes().decode()
     except UnicodeError as error:
         raise CheckpointError(f"{file}: damaged, it is no UTF-8 text.") from error
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{file}: it is gone.") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 def parse_object(text: str, origin: str, name: str) -> dict[str, Any]:
@@ -339,6 +344,7 @@ def _refusal(
 
 
 def check_added(spec: Mapping[str, Any], vocab: Mapping[str, int], origin: str) -> None:
+    # The library leaves out what it cannot use, such as an empty text.
     wrong = [
         f"{text!r} (id {entry['id']}, loads as {vocab.get(text)})"
         for entry in spec.get("added_tokens") or ()
