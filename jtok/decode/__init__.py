@@ -1,5 +1,6 @@
 """From predictions to emitted tokens, losslessly and in fewer calls."""
 
+from jtok.decode.ahead import lower_decode
 from jtok.decode.calibrate import (
     CostCurve,
     Tuned,
@@ -55,6 +56,7 @@ __all__ = [
     "find_continuation",
     "generate",
     "load_table",
+    "lower_decode",
     "no_drafter",
     "prompt_lookup",
     "prune_template",

@@ -1,5 +1,7 @@
 """`generate`: prompts in, texts out, in as few calls as the drafter allows."""
 
+import dataclasses
+import math
 import operator
 import time
 from collections.abc import Sequence
@@ -15,7 +17,17 @@ from jtok.decode.drafters import no_drafter
 from jtok.decode.types import Drafter, Sampling, Tokens
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import Model, Target, model_target, split_layers
+from jtok.models.checkpoint import place_params
 from jtok.ops import Tree, row_keys
+from jtok.ops.sharding import (
+    current_mesh,
+    entered_mesh,
+    onto_mesh,
+    partition_spec,
+    place,
+    sharding_for,
+    to_host,
+)
 from jtok.text import Vocabulary
 
 __all__ = ["Generated", "Stats", "generate"]
@@ -123,6 +135,11 @@ def generate(
     a size class of prompts. A row's tokens depend on its prompt, its options and its
     seed only, not on the drafter or on its batch mates.
 
+    On a mesh (`jax.set_mesh`) rows are shared by the axis of the rule `"batch"`, heads
+    and vocabulary by that of `"heads"`. Rows that do not divide are filled up with
+    rows that emit nothing; a drafter's state per row has those too. With several
+    processes all make the same call, and each gets all tokens.
+
     Args:
       model: a `Model`, or a `Target` together with `params`.
       prompts: one string or sequence of ids, or a list of them (any lengths).
@@ -146,7 +163,8 @@ def generate(
     Raises:
       ArgumentError: an argument out of its range, an id outside the vocabulary, an
         empty prompt, more tokens than the model has positions, a number of per-row
-        values unlike the number of prompts, or trees for a target that takes chains.
+        values unlike the number of prompts, trees for a target that takes chains, or
+        a mesh that does not divide the heads.
       ArgumentTypeError: a prompt that is neither text nor ids.
 
     Source: for the verification, see `jtok.decode.verify`.
@@ -181,20 +199,29 @@ def generate(
         )
     seeds = _seeds(seed, count)
     _check_lengths(rows, budgets, target.info.max_len)
-    batch, rules = _batch(
-        rows, budgets, seeds, stops, sampling, drafter, target, gaps=gaps
-    )
-    began = time.perf_counter()
-    run = loop.runner(target, drafter, rules)
-    state = jax.block_until_ready(run.start(params, batch, drafter_state))
-    prefilled = time.perf_counter()
-    state, syncs = _run(run, params, batch, state, sync_every)
-    ended = time.perf_counter()
+    with entered_mesh():
+        batch, rules = _batch(
+            rows, budgets, seeds, stops, sampling, drafter, target, gaps=gaps
+        )
+        params, drafter_state = _placed(model, params), onto_mesh(drafter_state)
+        began = time.perf_counter()
+        run = loop.runner(target, drafter, rules)
+        state = jax.block_until_ready(run.start(params, batch, drafter_state))
+        prefilled = time.perf_counter()
+        state, syncs = _run(run, params, batch, state, sync_every)
+        ended = time.perf_counter()
     return _result(
         state, rows, vocabulary, single,
         prefill_seconds=prefilled - began, decode_seconds=ended - prefilled,
         host_syncs=syncs,
     )  # fmt: skip
+
+
+def _placed(model: Any, params: PyTree) -> PyTree:
+    """Parameters on the current mesh: a model's by the rules, others whole."""
+    if isinstance(model, Model):
+        return place_params(params, model.config)
+    return onto_mesh(params)
 
 
 def _target(
@@ -352,6 +379,7 @@ def _batch(
     *,
     gaps: bool,
 ) -> tuple[loop.Batch, loop.Rules]:
+    rows, budgets, seeds, sampling = _filled_up(rows, budgets, seeds, sampling)
     count, longest = len(rows), max(map(len, rows))
     # Size classes, so that other prompts reuse what was compiled.
     chunk = next((size for size in _CHUNKS if longest <= size), _CHUNKS[-1])
@@ -363,14 +391,39 @@ def _batch(
     for row, prompt in zip(ids, rows, strict=True):
         row[: len(prompt)] = prompt
     rules = loop.Rules(rule=verify.EXACT, gaps=gaps, capacity=capacity, chunk=chunk)
-    lengths = jnp.asarray([len(row) for row in rows])
+    lengths = np.array([len(row) for row in rows], np.int32)
+
+    def by_row(x: Any) -> jax.Array:
+        names = ("batch",) + (None,) * (x.ndim - 1)
+        return jnp.asarray(place(x, sharding_for(names)))
+
     batch = loop.Batch(
-        tokens=Tokens(jnp.asarray(ids), lengths, how),
-        budget=jnp.asarray(budgets, jnp.int32),
+        tokens=jax.tree.map(by_row, Tokens(ids, lengths, how)),
+        budget=by_row(np.array(budgets, np.int32)),
         stop_ids=jnp.asarray(stops or (-1,), jnp.int32),
-        drafter=drafter.params,
+        drafter=onto_mesh(drafter.params),
     )
     return batch, rules
+
+
+def _filled_up(
+    rows: list[np.ndarray], budgets: list[int], seeds: list[int], sampling: _Sampling
+) -> tuple[list[np.ndarray], list[int], list[int], _Sampling]:
+    """Rows that emit nothing, up to a number that the devices can share."""
+    spec = partition_spec(("batch",))[0] or ()
+    mesh: Any = current_mesh()
+    axes = (spec,) if isinstance(spec, str) else spec
+    more = -len(rows) % math.prod(mesh.shape[axis] for axis in axes)
+    if more == 0:
+        return rows, budgets, seeds, sampling
+    grow = lambda values: None if values is None else values + values[:1] * more
+    sampling = sampling._replace(
+        temperature=sampling.temperature + [0.0] * more,
+        top_p=grow(sampling.top_p),
+        min_p=grow(sampling.min_p),
+    )
+    idle = [np.zeros(1, np.int32)] * more
+    return rows + idle, budgets + [0] * more, seeds + [0] * more, sampling
 
 
 def _how(sampling: _Sampling, seeds: list[int]) -> Sampling | None:
@@ -423,7 +476,7 @@ def _run(
         if every is None:
             return jax.block_until_ready(state), syncs
         syncs += 1
-        if not bool(jnp.any(state.live)):
+        if not to_host(state.live).any():
             return state, syncs
         limit += every
 
@@ -438,15 +491,17 @@ def _result(
     decode_seconds: float,
     host_syncs: int,
 ) -> Generated:
-    held = jax.device_get((state.tokens.ids, state.tokens.count, state.stopped))
-    ids, counts, stopped = held
+    count, drafter_state = len(prompts), state.drafter
+    state = to_host(dataclasses.replace(state, cache=None, drafter=None))
+    tokens = state.tokens
+    ids, counts, stopped = tokens.ids, tokens.count[:count], state.stopped[:count]
     spans = [slice(len(p), c) for p, c in zip(prompts, counts, strict=True)]
 
     def cut(buffer: np.ndarray) -> Any:
-        parts = [row[span] for row, span in zip(buffer, spans, strict=True)]
+        parts = [row[span] for row, span in zip(buffer[:count], spans, strict=True)]
         return parts[0] if single else parts
 
-    calls, slots = np.asarray(state.calls), np.asarray(state.slots)
+    calls, slots = state.calls[:count], state.slots[:count]
     emitted = np.array([span.stop - span.start for span in spans])
     stats = Stats(
         calls=int(calls.sum()),
@@ -454,8 +509,8 @@ def _result(
         row_calls=calls,
         row_emitted=emitted,
         slots=int(slots.sum()),
-        emitted_per_call=np.asarray(state.emitted_per_call),
-        node_hits=np.asarray(state.node_hits),
+        emitted_per_call=state.emitted_per_call,
+        node_hits=state.node_hits,
         prompt_tokens=sum(map(len, prompts)),
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
@@ -474,9 +529,9 @@ def _result(
         finish_reason=reasons[0] if single else reasons,
         guarantee="token",
         stats=stats,
-        call_of=cut(np.asarray(state.call_of)),
-        gaps=cut(np.asarray(state.gaps)) if state.gaps.shape[1] else None,
-        drafter_state=state.drafter,
+        call_of=cut(state.call_of),
+        gaps=cut(state.gaps) if state.gaps.shape[1] else None,
+        drafter_state=drafter_state,
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,15 +17,22 @@ from jtok.errors import (
     CheckpointError,
     MissingFileError,
     VocabMismatchError,
+    WriteError,
     check,
 )
 from jtok.models import storage, weights
 from jtok.models.families import FAMILIES, family_of
 from jtok.models.model import GenerationConfig, Model, parsed, split_layers
-from jtok.ops.sharding import shard_tree
+from jtok.ops.sharding import (
+    abstract_tree,
+    check_split,
+    entered_mesh,
+    onto_mesh,
+    sharding_for,
+)
 from jtok.text import Vocabulary
 
-__all__ = ["config_from", "init", "load", "save"]
+__all__ = ["abstract", "config_from", "init", "load", "save"]
 
 PyTree = Any
 _DTYPES = ("float32", "bfloat16")
@@ -60,6 +67,21 @@ def param_axes(params: PyTree) -> PyTree:
         return ("layers",) * (leaf.ndim - len(found)) + found
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def axis_units(config: nn.DecoderConfig) -> dict[str, int]:
+    """What devices share as wholes: fewer key-value heads than devices stay whole."""
+    return {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+
+
+def place_params(params: PyTree, config: nn.DecoderConfig) -> PyTree:
+    """Parameters on the current mesh; those that lie on it keep their layout.
+
+    Raises:
+      ArgumentError: the mesh does not divide the heads.
+    """
+    check_split("heads", config.num_heads)
+    return onto_mesh(params, param_axes(params), units=axis_units(config))
 
 
 def config_from(
@@ -155,6 +177,7 @@ def init(
 
     Raises:
       VocabMismatchError: the tokenizer has more ids than the embedding has rows.
+      ArgumentError: the mesh does not divide the heads.
 
     Example:
       >>> from jtok import nn
@@ -172,12 +195,45 @@ def _init(
     config: nn.DecoderConfig, key: jax.Array, vocabulary: Vocabulary | None
 ) -> Model:
     _check_vocabulary(vocabulary, config, "vocabulary")
-    params = jax.jit(_init_params, static_argnums=0)(config, key)
-    params = shard_tree(params, param_axes(params))
+    check_split("heads", config.num_heads)
+    with entered_mesh() as mesh:
+        # Each device makes its own part: no device need hold the whole.
+        shapes = abstract(config).params
+        shardings = None if mesh is None else jax.tree.map(lambda x: x.sharding, shapes)
+        make = jax.jit(_init_params, static_argnums=0, out_shardings=shardings)
+        params = make(config, key)
+    params = place_params(params, config)
     generation = GenerationConfig()
     if vocabulary is not None and "eos" in vocabulary.special:
         generation = GenerationConfig((vocabulary.special["eos"],))
     return Model(params, config, vocabulary, generation_config=generation)
+
+
+def abstract(config: nn.DecoderConfig | Mapping[str, Any]) -> Model:
+    """A model of shapes without numbers, laid out on the current mesh.
+
+    For compiling ahead of time: the mesh may be of devices that are not here, and the
+    model larger than this machine.
+
+    Args:
+      config: as for `init`.
+
+    Returns:
+      `Model` whose parameters are `jax.ShapeDtypeStruct`s, split by layer.
+
+    Raises:
+      ArgumentError: the mesh does not divide the heads.
+
+    Example:
+      >>> from jtok.testing import tiny_config
+      >>> abstract(tiny_config()).params["embed"]["tokens"].shape
+      (96, 32)
+    """
+    made = config if isinstance(config, nn.DecoderConfig) else config_from(config)
+    check_split("heads", made.num_heads)
+    shapes = jax.eval_shape(lambda: _init_params(made, jax.random.key(0)))
+    axes, units = param_axes(shapes), axis_units(made)
+    return Model(abstract_tree(shapes, axes, units=units), made)
 
 
 def load(
@@ -211,6 +267,8 @@ def load(
         problems are listed.
       UnsupportedCheckpointError: a family or a format that jtok does not read.
       VocabMismatchError: the tokenizer has more ids than the embedding has rows.
+      ArgumentError: the mesh does not divide the heads. (Fewer key-value heads than
+        devices are no fault: each device then has all of them.)
 
     Example:
       >>> import tempfile
@@ -231,6 +289,7 @@ def load(
     vocabulary = _load_vocabulary(folder)
     with storage.TensorFiles.open(folder) as tensors:
         config = config_from(fields, dtype=dtype or _stored_dtype(tensors))
+        check_split("heads", config.num_heads)
         _check_vocabulary(vocabulary, config, str(folder))
         shapes = jax.eval_shape(lambda: _init_params(config, jax.random.key(0)))
         plan = tuple(weights.plan_tensors(family.weights, shapes))
@@ -243,7 +302,7 @@ def load(
             ignored=ignored,
             where=str(folder),
         )
-        params = _read_params(tensors, plan, found, shapes, config.dtype)
+        params = _read_params(tensors, plan, found, shapes, config)
     return Model(
         params,
         config,
@@ -268,18 +327,28 @@ def _read_params(
     plan: tuple[Any, ...],
     found: dict[str, str],
     shapes: PyTree,
-    dtype: str,
+    config: nn.DecoderConfig,
 ) -> PyTree:
-    """Reads one tensor at a time and places it before the next is read."""
-    axes = param_axes(shapes)
+    """Reads one tensor at a time and places it before the next is read.
+
+    On a mesh a process reads the parts that its own devices hold.
+    """
+    axes, units = param_axes(shapes), axis_units(config)
     leaves: dict[tuple[Any, ...], jax.Array] = {}
     for planned in plan:
         tensor = tensors.read(found[planned.name])
         for key, part in weights.to_leaves(planned, tensor, shapes):
             # A copy on the host: jax may otherwise keep the memory-mapped file.
-            host = np.array(part, dtype=jnp.dtype(dtype), order="C")
-            placed = shard_tree({"x": host}, {"x": weights.get(axes, key)})["x"]
-            leaves[key] = jnp.asarray(placed)
+            def host(index: Any = (), part: np.ndarray = part) -> np.ndarray:
+                return np.array(part[index], dtype=jnp.dtype(config.dtype), order="C")
+
+            names = weights.get(axes, key)
+            sharding = sharding_for(names, shape=part.shape, units=units)
+            leaves[key] = (
+                jnp.asarray(host())
+                if sharding is None
+                else jax.make_array_from_callback(part.shape, sharding, host)
+            )
     flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     order = [tuple(getattr(p, "key", getattr(p, "idx", p)) for p in k) for k, _ in flat]
     return jax.tree.unflatten(treedef, [leaves[key] for key in order])
@@ -318,7 +387,8 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     """Saves a folder that `load` and `transformers` read, replacing one that is there.
 
     What was loaded and not changed is written as it was, tensor for tensor. A kill at
-    any moment leaves the old folder or the new one.
+    any moment leaves the old folder or the new one. With several processes all call
+    it: tensors are gathered one at a time, process 0 writes, and all return together.
 
     Args:
       model: with split or stacked layers.
@@ -340,8 +410,34 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     params = split_layers(model.params)
     family = FAMILIES[model.config.family]
     plan = weights.plan_tensors(family.weights, params)
+    named = ((item.name, weights.to_tensor(item, params)) for item in plan)
+    if jax.process_count() == 1:
+        _write(model, folder, named)
+    else:
+        _write_together(model, folder, named)
+
+
+def _write_together(model: Model, folder: Any, named: Iterator[Any]) -> None:
+    """All processes gather, the first writes; a failure there is one everywhere."""
+    from jax.experimental import multihost_utils
+
+    fault: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            _write(model, folder, named)
+        except Exception as error:
+            fault = error
+    for _ in named:  # the others, and a first one that failed, help to gather the rest
+        pass
+    good = multihost_utils.broadcast_one_to_all(np.int32(fault is None))
+    if fault is not None:
+        raise fault
+    if not good:
+        raise WriteError(f"folder: process 0 could not write {os.fspath(folder)!r}.")
+
+
+def _write(model: Model, folder: Any, named: Iterator[tuple[str, np.ndarray]]) -> None:
     with files.replace_folder(folder, marker="config.json") as staged:
-        named = ((item.name, weights.to_tensor(item, params)) for item in plan)
         storage.write_tensors(staged, named)
         text = json.dumps(_fields(model), indent=2, sort_keys=True) + "\n"
         files.write_atomic(staged / "config.json", text)

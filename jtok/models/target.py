@@ -10,7 +10,7 @@ from flax import struct
 from jtok import nn
 from jtok.models import model as core
 from jtok.ops.readouts import Readout, Want, readout_logits
-from jtok.ops.unembed import readout
+from jtok.ops.vocab_parallel import sharded_readout
 
 __all__ = ["Info", "StepInput", "StepOutput", "Target", "model_target"]
 
@@ -140,7 +140,7 @@ def model_target(
 
     def read_out(params: PyTree, hidden: jax.Array, want: Want) -> Readout:
         weight, bias = core.unembedding(params)
-        return readout(hidden, weight, want, bias=bias)
+        return sharded_readout(hidden, weight, want, bias=bias)
 
     max_len = config.max_positions if config.positions == "learned" else None
     info = Info(config.vocab_size, max_len)

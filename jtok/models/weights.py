@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jtok.errors import CheckpointError
+from jtok.ops.sharding import to_host
 
 __all__ = ["Weight", "plan_tensors", "to_leaves", "to_tensor"]
 
@@ -89,7 +90,7 @@ def to_leaves(
 
 def to_tensor(planned: Planned, params: PyTree) -> np.ndarray:
     """Joins parameters into the tensor that goes to disk."""
-    parts = [np.asarray(get(params, key)) for key in planned.keys]
+    parts = [to_host(get(params, key)) for key in planned.keys]
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     return np.ascontiguousarray(whole.T if planned.weight.transpose else whole)
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from jtok.nn.config import DecoderConfig
 from jtok.nn.layers import Linear, Mlp, Norm
 from jtok.nn.positions import rotary_frequencies, rotate
+from jtok.ops.sharding import constrain
 
 __all__ = ["SITES", "Block"]
 
@@ -63,12 +64,14 @@ class Block(nn.Module):
     ) -> tuple[Array, tuple[Array, Array]]:
         config = self.config
 
-        def heads(name: str, count: int) -> Array:
+        def heads(name: str, count: int, axis: str = "kv_heads") -> Array:
             features = count * config.head_dim
             y = Linear(features, config.query_bias, config.dtype, name=name)(x)
-            return y.reshape(*x.shape[:2], count, config.head_dim)
+            y = y.reshape(*x.shape[:2], count, config.head_dim)
+            # Devices share whole heads, or each has all: never parts of one.
+            return constrain(y, "batch", "seq", axis, "head_dim")
 
-        query = heads("query", config.num_heads)
+        query = heads("query", config.num_heads, "heads")
         key = heads("key", config.num_kv_heads)
         value = heads("value", config.num_kv_heads)
         if config.positions == "rotary":

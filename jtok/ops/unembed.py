@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok.ops import sampling
 from jtok.ops.readouts import Draw, Readout, Want, readout_logits, score_gap
+from jtok.ops.sharding import constrain
 
 __all__ = ["cross_entropy", "readout"]
 
@@ -119,9 +120,10 @@ def _blocked(
         return out
 
     carry = jax.lax.fori_loop(0, -(-vocab // block), step, carry)
-    choice, gap = carry["choice"], carry["best"] - carry["second"]
+    choice, best = carry["choice"], carry["best"]
+    gap = best - carry["second"]
     if filtered and draw is not None:
-        choice, gap = _choose_among(draw, carry["top"], carry["ids"])
+        choice, best, gap = choose_among(draw, carry["top"], carry["ids"])
     top = want.top_k
     return Readout(
         choice=choice,
@@ -129,11 +131,12 @@ def _blocked(
         top_ids=carry["ids"][..., :top] if top else None,
         top_logits=carry["top"][..., :top] if top else None,
         log_sum_exp=carry["lse"] if want.log_sum_exp else None,
+        score=best,
     )
 
 
-def _choose_among(draw: Draw, logits: Array, ids: Array) -> tuple[Array, Array]:
-    """Gumbel-max among the `draw.top_k` best tokens of every node."""
+def choose_among(draw: Draw, logits: Array, ids: Array) -> tuple[Array, Array, Array]:
+    """Gumbel-max among the `draw.top_k` best tokens of every node: id, score, gap."""
     logits, ids = logits[..., : draw.top_k], ids[..., : draw.top_k]
     positions = draw.start[:, None] + draw.depth
     noise = sampling.gumbel_at(draw.keys, positions, ids)
@@ -142,7 +145,7 @@ def _choose_among(draw: Draw, logits: Array, ids: Array) -> tuple[Array, Array]:
     best = jnp.max(scores, axis=-1, keepdims=True)
     choice = jnp.min(jnp.where(scores == best, ids, jnp.iinfo(jnp.int32).max), axis=-1)
     rest = jnp.where(ids == choice[..., None], -jnp.inf, scores)
-    return choice, best[..., 0] - jnp.max(rest, axis=-1)
+    return choice, best[..., 0], best[..., 0] - jnp.max(rest, axis=-1)
 
 
 def cross_entropy(
@@ -199,7 +202,13 @@ def cross_entropy(
     if count + padding == chunk:
         losses = loss_of(flat, wanted)
     else:
-        pieces = (flat.reshape(-1, chunk, dim), wanted.reshape(-1, chunk))
-        losses = jax.lax.map(lambda piece: loss_of(*piece), pieces).reshape(-1)
+        # Piece i is tokens i::pieces, so that each device of a sharded batch keeps its
+        # own; a run of tokens would be one device's, and all others would compute it.
+        by_piece = lambda x: jnp.swapaxes(x.reshape(chunk, -1, *x.shape[1:]), 0, 1)
+        pieces = (
+            constrain(by_piece(flat), None, "batch", None),
+            constrain(by_piece(wanted), None, "batch"),
+        )
+        losses = jax.lax.map(lambda piece: loss_of(*piece), pieces).T.reshape(-1)
     losses = losses[:count].reshape(targets.shape)
     return losses if mask is None else jnp.where(mask, losses, 0.0)

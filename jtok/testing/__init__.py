@@ -1,5 +1,6 @@
 """What tests need, shipped because users' tests need it too."""
 
+from jtok.testing.compiled import Collective, collectives, tpu_devices
 from jtok.testing.data import data
 from jtok.testing.decoding import (
     BigramCache,
@@ -24,6 +25,7 @@ from jtok.testing.tolerances import assert_close, tolerance
 
 __all__ = [
     "BigramCache",
+    "Collective",
     "CountingCache",
     "Difference",
     "Golden",
@@ -31,6 +33,7 @@ __all__ = [
     "assert_close",
     "assert_token_guarantee",
     "bigram_target",
+    "collectives",
     "compare",
     "counting_target",
     "data",
@@ -44,4 +47,5 @@ __all__ = [
     "tiny_model",
     "tiny_vocabulary",
     "tolerance",
+    "tpu_devices",
 ]
