@@ -40,7 +40,7 @@ CLAIMS = (
     "large_decode_fits",
     "large_train_fits",
     "weights_stay",
-    "drafts_cost_memory",
+    "nothing_copied",
 )
 SOURCES = (
     "jtok/decode/*.py",
@@ -469,7 +469,7 @@ def _claims(
         reason="a tiny model's candidates are large beside its weights",
     )
     report.claim(
-        "drafts_cost_memory",
+        "nothing_copied",
         "no decode step copies weights or cache: its temporaries are below half of "
         "what it is given",
         paper=none,

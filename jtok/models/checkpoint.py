@@ -201,7 +201,7 @@ def _init(
         shapes = abstract(config).params
         shardings = None if mesh is None else jax.tree.map(lambda x: x.sharding, shapes)
         make = jax.jit(_init_params, static_argnums=0, out_shardings=shardings)
-        params = make(config, key)
+        params = make(config, onto_mesh(key))
     params = place_params(params, config)
     generation = GenerationConfig()
     if vocabulary is not None and "eos" in vocabulary.special:

@@ -312,6 +312,9 @@ def place(leaf: Any, sharding: NamedSharding | None) -> Any:
         return leaf
     is_local = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
     if is_local and not sharding.is_fully_addressable:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            words = place(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
         # Not `device_put`, which would send the whole array around to compare it.
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)

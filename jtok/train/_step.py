@@ -30,13 +30,22 @@ def opt_shardings(optimizer: Any, trainable: Any, mesh: Any) -> Any:
     if mesh is None:
         return None
     whole = NamedSharding(mesh, PartitionSpec())
-    return optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, parameter: parameter.sharding,
-        jax.eval_shape(optimizer.init, trainable),
-        trainable,
-        transform_non_params=lambda _: whole,
-    )
+    lies: list[Any] = []
+
+    def look() -> None:
+        lies.append(
+            optax.tree_utils.tree_map_params(
+                optimizer,
+                lambda _, parameter: parameter.sharding,
+                jax.eval_shape(optimizer.init, trainable),
+                trainable,
+                transform_non_params=lambda _: whole,
+            )
+        )
+
+    # Traced, as it makes arrays, and the mesh may be of devices that are not here.
+    jax.eval_shape(look)
+    return lies[0]
 
 
 def compiled_step(
