@@ -84,8 +84,8 @@ def tpu_devices(topology: str) -> list[jax.Device]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UnsupportedImplementationError(
-            f"topology: got {topology!r}, but libtpu is not installed; install "
-            "jtok[test], or libtpu, to compile for TPUs."
+            f"topology: got {topology!r}, but libtpu is not installed; "
+            "it compiles for TPUs on machines without one."
         )
     from jax.experimental import topologies
 

@@ -44,13 +44,15 @@ def decode(folder: pathlib.Path, steps: int) -> dict:
 
     from jtok import decode, models
     from jtok.errors import WriteError
+    from jtok.ops import Tree
     from jtok.ops.sharding import mesh_from, to_host
     from jtok.train import adamw, fit, lm_loss
 
+    paths = [(0,), (1,), (2,), (0, 0), (0, 1), (0, 0, 0)]
     with jax.set_mesh(mesh_from("data=2,model=2")):
         model = models.load(folder / "model")
         embed = model.params["embed"]["tokens"]
-        drafter = decode.token_recycling()
+        drafter = decode.token_recycling(4, Tree.from_paths(paths))
         first = decode.generate(
             model, [[1, 2, 3], [4], [5, 6]], max_new_tokens=12,
             temperature=[1.0, 0.0, 0.6], drafter=drafter, sync_every=4,

@@ -26,7 +26,11 @@ def run(job, folder, count, steps, devices=1):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environment |= {"PYTHONPATH": str(SCRIPT.parents[2])}
-    environment |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    environment |= {
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     command = [sys.executable, str(SCRIPT), job, str(folder), str(port)]
     processes = [
         subprocess.Popen(
