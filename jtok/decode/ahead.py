@@ -63,7 +63,7 @@ def lower_decode(
         stop_ids=shaped((1,), jnp.int32),
         drafter=drafter.params,
     )
-    state = jax.eval_shape(run.start, params, given, None)
+    state = jax.eval_shape(run.start, params, given, None, None)
 
     def placed(path: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path)

@@ -13,6 +13,7 @@ from jtok.models.model import (
     split_layers,
     stack_layers,
 )
+from jtok.models.scoring import Scores, encode, score
 from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Info",
     "Model",
     "Output",
+    "Scores",
     "StepInput",
     "StepOutput",
     "Taps",
@@ -30,12 +32,14 @@ __all__ = [
     "abstract",
     "commit",
     "config_from",
+    "encode",
     "family_of",
     "init",
     "init_cache",
     "load",
     "model_target",
     "save",
+    "score",
     "split_layers",
     "stack_layers",
 ]

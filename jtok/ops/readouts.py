@@ -23,8 +23,6 @@ class Draw:
       min_p: `[batch]` float32 in [0, 1], or None.
       top_k: tokens to keep, or None (static).
       max_depth: bound on `depth` (static).
-      first: int32 id of the first vocabulary entry at hand, where a device holds a
-        part of it; None for 0.
     """
 
     keys: jax.Array
@@ -35,7 +33,6 @@ class Draw:
     min_p: jax.Array | None = None
     top_k: int | None = struct.field(pytree_node=False, default=None)
     max_depth: int = struct.field(pytree_node=False, default=0)
-    first: jax.Array | None = None
 
     @property
     def dense(self) -> bool:
@@ -46,7 +43,6 @@ class Draw:
         """Noise of `ids` at every node; nodes of one depth share it."""
         batch = self.depth.shape[0]
         levels = jnp.arange(self.max_depth + 1)
-        ids = ids if self.first is None else ids + self.first
         positions = self.start[:, None] + levels[None]
         every = jnp.broadcast_to(ids, (batch, self.max_depth + 1, ids.shape[0]))
         noise = sampling.gumbel_at(self.keys, positions, every)
@@ -90,8 +86,6 @@ class Readout:
 
     Attributes:
       choice: `[batch, nodes]` int32 next token: arg-max or Gumbel-max.
-      score: `[batch, nodes]` float32, the (noised) score of `choice`, or None where a
-        target's readout does not say.
       gap: `[batch, nodes]` float32, best minus second best (noised) score, or None.
       top_ids: `[batch, nodes, k]` int32, best first, ties to the lower id, or None.
       top_logits: `[batch, nodes, k]` float32 or None.
@@ -105,7 +99,6 @@ class Readout:
     top_logits: jax.Array | None = None
     log_sum_exp: jax.Array | None = None
     rows: jax.Array | None = None
-    score: jax.Array | None = None
 
 
 def readout_logits(logits: Float[Array, "batch nodes vocab"], want: Want) -> Readout:
@@ -142,7 +135,6 @@ def readout_logits(logits: Float[Array, "batch nodes vocab"], want: Want) -> Rea
         top_logits=top_logits,
         log_sum_exp=jax.nn.logsumexp(logits, axis=-1) if want.log_sum_exp else None,
         rows=logits if want.rows else None,
-        score=jnp.max(scores, axis=-1),
     )
 
 

@@ -44,6 +44,7 @@ DEFAULT_RULES: Rules = types.MappingProxyType(
         "vocab": "model",
         "heads": "model",
         "kv_heads": "model",
+        "experts": "model",
         "mlp": "model",
         "embed": None,
         "head_dim": None,

@@ -20,11 +20,20 @@ from jtok.testing.drafters import (
     random_drafter,
 )
 from jtok.testing.goldens import Golden, load_golden
+from jtok.testing.laws import (
+    CandidateLaw,
+    ChainLaw,
+    candidate_law,
+    chain_law,
+    try_candidates,
+)
 from jtok.testing.tiny import tiny_config, tiny_model, tiny_vocabulary
 from jtok.testing.tolerances import assert_close, tolerance
 
 __all__ = [
     "BigramCache",
+    "CandidateLaw",
+    "ChainLaw",
     "Collective",
     "CountingCache",
     "Difference",
@@ -33,6 +42,8 @@ __all__ = [
     "assert_close",
     "assert_token_guarantee",
     "bigram_target",
+    "candidate_law",
+    "chain_law",
     "collectives",
     "compare",
     "counting_target",
@@ -48,4 +59,5 @@ __all__ = [
     "tiny_vocabulary",
     "tolerance",
     "tpu_devices",
+    "try_candidates",
 ]

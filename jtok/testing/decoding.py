@@ -208,7 +208,11 @@ def _bigram_target(
             write(cache.ids, ids), write(cache.positions, positions), length
         )
 
-    return Target(init_cache, step, commit, Info(vocab_size, None, trees))
+    def rewind(cache: BigramCache, length: jax.Array) -> BigramCache:
+        return dataclasses.replace(cache, length=jnp.minimum(cache.length, length))
+
+    info = Info(vocab_size, None, trees)
+    return Target(init_cache, step, commit, info, rewind=rewind)
 
 
 def _mark(ids: jax.Array, positions: jax.Array) -> jax.Array:
@@ -267,7 +271,13 @@ def counting_target(target: Target) -> Target:
         inner = target.commit(cache.inner, path, count)
         return CountingCache(inner, cache.commits + (count > 0), cache.tokens + count)
 
-    return target._replace(init_cache=init_cache, step=step, commit=commit)
+    def rewind(cache: CountingCache, length: jax.Array) -> CountingCache:
+        if target.rewind is None:
+            raise ArgumentError("target: it cannot rewind its cache.")
+        return dataclasses.replace(cache, inner=target.rewind(cache.inner, length))
+
+    can = None if target.rewind is None else rewind
+    return target._replace(init_cache=init_cache, step=step, commit=commit, rewind=can)
 
 
 def steps(

@@ -91,21 +91,29 @@ def _chain_of(
     rows: tuple[tuple[int, ...], ...], depth: int, vocab_size: int | None
 ) -> Drafter:
     check(depth >= 1, "depth", depth, "at least 1")
-    tree = Tree.chain(depth)
-    # Past the end of a row stands -1, which is drafted nowhere.
-    table = np.full((len(rows), max(map(len, rows)) + depth), -1, np.int32)
+    # Past the end of a row stands -1, which is drafted nowhere. Few widths, so that
+    # other rows reuse what was compiled.
+    width = -(-(max(map(len, rows)) + depth) // 64) * 64
+    table = np.full((len(rows), width), -1, np.int32)
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row
+    return _scripted_chain(depth, vocab_size)._replace(params=jnp.asarray(table))
 
-    def init(info: Info, tokens: Tokens) -> Array:
+
+@functools.lru_cache(maxsize=32)
+def _scripted_chain(depth: int, vocab_size: int | None) -> Drafter:
+    """Drafts what its parameters `[batch, width]` say, or never that."""
+    tree = Tree.chain(depth)
+
+    def init(info: Info, tokens: Tokens, table: Array) -> Array:
         del info
-        got = tokens.count.shape[0]
-        check(got == len(rows), "continuations", len(rows), f"{got} rows, one a prompt")
+        rows, got = table.shape[0], tokens.count.shape[0]
+        check(got == rows, "continuations", rows, f"{got} rows, one a prompt")
         return tokens.count
 
-    def propose(prompt: Array, tokens: Tokens) -> tuple[Proposal, Array]:
+    def propose(prompt: Array, tokens: Tokens, table: Array) -> tuple[Proposal, Array]:
         at = (tokens.count - prompt)[:, None] + jnp.arange(depth)[None]
-        known = jnp.take_along_axis(jnp.asarray(table), at, axis=1, mode="clip")
+        known = jnp.take_along_axis(table, at, axis=1, mode="clip")
         drafts = jnp.maximum(known, 0)
         if vocab_size is not None:
             drafts = (drafts + 1) % vocab_size
@@ -114,7 +122,11 @@ def _chain_of(
         valid = jnp.concatenate([jnp.ones_like(root, bool), known >= 0], axis=1)
         return Proposal(nodes, valid, tree=tree), prompt
 
-    return Drafter(init, propose, _keep)
+    def update(prompt: Array, verdict: Verdict, table: Array) -> Array:
+        del verdict, table
+        return prompt
+
+    return Drafter(init, propose, update)
 
 
 def _keep(state: Any, verdict: Verdict) -> Any:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,11 +12,9 @@ from jtok.decode import generate, lower_decode, prompt_lookup, token_recycling
 from jtok.decode.recycling import recycling_template
 from jtok.errors import ArgumentError, UnsupportedImplementationError
 from jtok.models.checkpoint import place_params
-from jtok.ops import Draw, Tree, Want, readout, row_keys
+from jtok.ops import Tree
 from jtok.ops.sharding import mesh_from
-from jtok.ops.vocab_parallel import sharded_readout
 from jtok.testing import (
-    assert_close,
     assert_token_guarantee,
     bigram_target,
     collectives,
@@ -74,8 +71,8 @@ def test_tokens_are_those_of_one_device(name, sampled):
 
 
 @pytest.mark.medium
-def test_rows_that_do_not_divide_are_filled_up():
-    """Three rows on four devices: what is added emits nothing and is not seen."""
+def test_rows_that_do_not_divide_are_on_every_device():
+    """Three rows on four devices: as without a mesh, also in the counts."""
     target = bigram_target(np.random.default_rng(0).normal(size=(9, 9)))
     run = functools.partial(
         generate, target, [[1, 2], [3], [4, 5, 6]], max_new_tokens=[6, 9, 3],
@@ -134,52 +131,6 @@ def test_load_places_what_save_wrote(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, tiny_model().params)
     again = models.load(tmp_path / "again").params
     jax.tree.map(np.testing.assert_array_equal, again, tiny_model().params)
-
-
-# The vocabulary in parts ------------------------
-
-
-def numbers(vocab=64, nodes=3, batch=2):
-    keys = jax.random.split(jax.random.key(0), 3)
-    hidden = jax.random.normal(keys[0], (batch, nodes, 8))
-    weight = jax.random.normal(keys[1], (vocab, 8))
-    # Equal rows in different parts: ties must go to the lower id.
-    weight = weight.at[vocab // 2 :].set(weight[: vocab // 2])
-    return hidden, weight, jnp.zeros(vocab).at[5].set(3.0)
-
-
-def draw(batch=2, nodes=3, **options):
-    depth = jnp.broadcast_to(jnp.arange(nodes), (batch, nodes))
-    return Draw(
-        row_keys(jnp.arange(batch)), jnp.array([4, 9]), depth,
-        jnp.array([0.8, 0.0]), max_depth=nodes - 1, **options,
-    )  # fmt: skip
-
-
-WANTS = {
-    "argmax": Want(top_k=5, log_sum_exp=True, gap=True),
-    "gumbel": Want(draw(), top_k=3, gap=True),
-    "top-k": Want(draw(top_k=6), top_k=2, gap=True),
-    "top-k-wider-than-a-part": Want(draw(top_k=40), gap=True),
-    "top-p": Want(draw(top_p=jnp.array([0.7, 0.9])), top_k=2, gap=True),
-}
-
-
-@pytest.mark.parametrize("want", WANTS.values(), ids=WANTS)
-def test_parts_of_the_vocabulary_answer_as_the_whole(want):
-    hidden, weight, bias = numbers()
-    whole = readout(hidden, weight, want, bias=bias)
-    with jax.set_mesh(mesh_from("data=2,model=4")):
-        parts = jax.jit(sharded_readout)(hidden, weight, want, bias=bias)
-    for name in ("choice", "top_ids"):
-        expected = getattr(whole, name)
-        if expected is not None:
-            np.testing.assert_array_equal(getattr(parts, name), expected)
-    for name in ("score", "gap", "top_logits", "log_sum_exp"):
-        expected = getattr(whole, name)
-        assert (getattr(parts, name) is None) == (expected is None)
-        if expected is not None:
-            assert_close(getattr(parts, name), expected, atol=1e-5, rtol=1e-5)
 
 
 # What travels ------------------------
