@@ -211,8 +211,9 @@ def _train(config: Config, corpus: Corpus, folder: Path) -> None:
         keep=1,
         metrics_file=folder / "metrics.jsonl",
     )
+    # Every process has a part of the arrays; the first writes.
+    jtok.models.save(model.replace(params=result.trainable), folder / "model")
     if jax.process_index() == 0:
-        jtok.models.save(model.replace(params=result.trainable), folder / "model")
         shutil.rmtree(folder / "training")
 
 

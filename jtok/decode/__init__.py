@@ -1,5 +1,6 @@
 """From predictions to emitted tokens, losslessly and in fewer calls."""
 
+from jtok.decode.ahead import lower_decode
 from jtok.decode.calibrate import (
     CostCurve,
     Tuned,
@@ -85,6 +86,7 @@ __all__ = [
     "generate",
     "grow_tree",
     "load_table",
+    "lower_decode",
     "no_drafter",
     "node_laws",
     "prompt_lookup",

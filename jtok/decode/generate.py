@@ -13,6 +13,7 @@ from jtok.decode.results import Generated, Stats
 from jtok.decode.sessions import Session
 from jtok.decode.types import Drafter, Rule
 from jtok.models import Model, Target
+from jtok.ops.sharding import entered_mesh
 from jtok.text import Vocabulary
 
 __all__ = ["Generated", "Stats", "generate"]
@@ -60,6 +61,10 @@ def generate(
     The whole loop runs on the device and is compiled once for a model, a drafter and
     a size class of prompts. A row's tokens depend on its prompt, its options and its
     seed only, not on the drafter or on its batch mates.
+
+    On a mesh (`jax.set_mesh`) rows are shared by the axis of the rule `"batch"` (where
+    it does not divide them, every device has all rows), heads and vocabulary by that of
+    `"heads"`. With several processes all make the same call, and each gets all tokens.
 
     Args:
       model: a `Model`, or a `Target` together with `params`.
@@ -110,8 +115,8 @@ def generate(
       ArgumentError: an argument out of its range, an id outside the vocabulary, an
         empty prompt, more tokens than the model has positions, a number of per-row
         values unlike the number of prompts, trees for a target that takes chains, or
-        a cache that this target cannot continue from, or a rule that needs a law
-        which the drafter does not give.
+        a cache that this target cannot continue from, a rule that needs a law
+        which the drafter does not give, or a mesh that does not divide the heads.
       VocabMismatchError: the drafter speaks of another vocabulary.
       ArgumentTypeError: a prompt that is neither text nor ids, or another argument of
         a type that it does not take.
@@ -153,7 +158,8 @@ def generate(
         top_logprobs=top_logprobs,
         sync_every=sync_every,
     )
-    course = Course(prepare(model, prompts, options))
-    while course.advance():
-        pass
-    return course.result()
+    with entered_mesh():
+        course = Course(prepare(model, prompts, options))
+        while course.advance():
+            pass
+        return course.result()

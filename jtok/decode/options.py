@@ -1,5 +1,6 @@
 """What `generate` and its relatives are asked for: defaults, and what is refused."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,8 +31,10 @@ from jtok.decode.stops import StopStrings
 from jtok.decode.types import Drafter, Proposal, Sampling, Tokens
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
 from jtok.models import Model, Target, model_target, split_layers
+from jtok.models.checkpoint import place_params
 from jtok.ops import Tree, row_keys
 from jtok.ops.penalties import Penalties
+from jtok.ops.sharding import onto_mesh, place, sharding_for
 from jtok.text import Vocabulary
 
 __all__ = ["Options", "Prepared", "options_from", "prepare", "prompts_from"]
@@ -200,6 +203,7 @@ def prepare(
         drafter=drafter.params,
         shaping=how,
     )
+    batch, params = _on_mesh(batch, count), _placed(model, params)
     return Prepared(
         target, params, drafter, vocabulary, rows, single, batch, rules, held, stops,
         every, options,
@@ -219,6 +223,30 @@ def _target(
     raise ArgumentTypeError(
         f"model: got {type(model).__name__}, expected a Model or a Target."
     )
+
+
+def _placed(model: Any, params: PyTree) -> PyTree:
+    """Parameters on the current mesh: a model's by the rules, others whole."""
+    if isinstance(model, Model):
+        return place_params(params, model.config)
+    return onto_mesh(params)
+
+
+def _on_mesh(batch: loop.Batch, count: int) -> loop.Batch:
+    """Rows where the mesh has them; what has none, such as stop ids, everywhere."""
+
+    def by_row(leaf: Any) -> Any:
+        names = ("batch", *(None,) * leaf.ndim)[: leaf.ndim]
+        if leaf.shape[:1] != (count,):
+            names = (None,) * leaf.ndim
+        return place(leaf, sharding_for(names, shape=leaf.shape))
+
+    rows = (batch.tokens, batch.budget, batch.shaping)
+    tokens, budget, shaping = jax.tree.map(by_row, rows)
+    return dataclasses.replace(
+        batch, tokens=tokens, budget=budget, shaping=shaping,
+        stop_ids=onto_mesh(batch.stop_ids), drafter=onto_mesh(batch.drafter),
+    )  # fmt: skip
 
 
 def _sizes(

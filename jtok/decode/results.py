@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from jtok.decode import loop
 from jtok.decode.options import Prepared
 from jtok.decode.sessions import Session
 from jtok.decode.stops import Cut, spelled
+from jtok.ops.sharding import to_host
 
 __all__ = ["Generated", "Stats", "result"]
 
@@ -137,7 +137,7 @@ def result(
         lengths = [len(prompt) for prompt in prepared.prompts]
     rows = range(len(lengths)) if rows is None else rows
     single = prepared.single if single is None else single
-    held = jax.device_get(
+    held = to_host(
         (state.tokens.ids, state.tokens.count, state.stopped, state.call_of,
          state.gaps, state.extras)
     )  # fmt: skip
@@ -197,7 +197,8 @@ def _text(prepared: Prepared, cut: Cut | None, tokens: np.ndarray) -> str | None
 
 def _counted(state: loop.State, spans: list[slice]) -> dict[str, Any]:
     """Counts of a whole run."""
-    calls, slots = np.asarray(state.calls), np.asarray(state.slots)
+    seen = (state.calls, state.slots, state.emitted_per_call, state.node_hits)
+    calls, slots, per_call, hits = to_host(seen)
     emitted = np.array([span.stop - span.start for span in spans])
     return {
         "calls": int(calls.sum()),
@@ -205,8 +206,8 @@ def _counted(state: loop.State, spans: list[slice]) -> dict[str, Any]:
         "row_calls": calls,
         "row_emitted": emitted,
         "slots": int(slots.sum()),
-        "emitted_per_call": np.asarray(state.emitted_per_call),
-        "node_hits": np.asarray(state.node_hits),
+        "emitted_per_call": per_call,
+        "node_hits": hits,
     }
 
 

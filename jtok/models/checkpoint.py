@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,16 +19,23 @@ from jtok.errors import (
     CheckpointError,
     MissingFileError,
     VocabMismatchError,
+    WriteError,
     check,
 )
 from jtok.models import storage, weights
 from jtok.models.families import FAMILIES, family_of
 from jtok.models.fields import Fields, check_types, read_text
 from jtok.models.model import GenerationConfig, Model, parsed, split_layers
-from jtok.ops.sharding import shard_tree, sharding_for
+from jtok.ops.sharding import (
+    abstract_tree,
+    check_split,
+    entered_mesh,
+    onto_mesh,
+    sharding_for,
+)
 from jtok.text import Vocabulary
 
-__all__ = ["config_from", "init", "load", "save"]
+__all__ = ["abstract", "config_from", "init", "load", "save"]
 
 PyTree = Any
 _DTYPES = ("float32", "bfloat16")
@@ -68,6 +75,28 @@ def param_axes(params: PyTree) -> PyTree:
         return ("layers",) * (leaf.ndim - len(found)) + found
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def axis_units(config: Any) -> dict[str, int]:
+    """What devices share as wholes: fewer key-value heads than devices stay whole."""
+    names = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
+    return {axis: getattr(config, name, 1) for axis, name in names.items()}
+
+
+def check_mesh(config: Any) -> None:
+    """Refuses a mesh that does not divide the heads; not every model has any."""
+    if hasattr(config, "num_heads"):
+        check_split("heads", config.num_heads)
+
+
+def place_params(params: PyTree, config: Any) -> PyTree:
+    """Parameters on the current mesh; those that lie on it keep their layout.
+
+    Raises:
+      ArgumentError: the mesh does not divide the heads.
+    """
+    check_mesh(config)
+    return onto_mesh(params, param_axes(params), units=axis_units(config))
 
 
 def config_from(
@@ -186,6 +215,8 @@ def init(
 
     Raises:
       VocabMismatchError: the tokenizer has more ids than the embedding has rows.
+      ArgumentError: the mesh does not divide the heads. (Fewer key-value heads than
+        devices are no fault: each device then has all of them.)
 
     Example:
       >>> from jtok import nn
@@ -203,12 +234,45 @@ def _init(
     config: nn.DecoderConfig, key: jax.Array, vocabulary: Vocabulary | None
 ) -> Model:
     _check_vocabulary(vocabulary, config, "vocabulary")
-    params = jax.jit(_init_params, static_argnums=0)(config, key)
-    params = shard_tree(params, param_axes(params))
+    check_mesh(config)
+    with entered_mesh() as mesh:
+        # Each device makes its own part: no device need hold the whole.
+        shapes = abstract(config).params
+        shardings = None if mesh is None else jax.tree.map(lambda x: x.sharding, shapes)
+        make = jax.jit(_init_params, static_argnums=0, out_shardings=shardings)
+        params = make(config, onto_mesh(key))
+    params = place_params(params, config)
     generation = GenerationConfig()
     if vocabulary is not None and "eos" in vocabulary.special:
         generation = GenerationConfig((vocabulary.special["eos"],))
     return Model(params, config, vocabulary, generation_config=generation)
+
+
+def abstract(config: nn.DecoderConfig | Mapping[str, Any]) -> Model:
+    """A model of shapes without numbers, laid out on the current mesh.
+
+    For compiling ahead of time: the mesh may be of devices that are not here, and the
+    model larger than this machine.
+
+    Args:
+      config: as for `init`.
+
+    Returns:
+      `Model` whose parameters are `jax.ShapeDtypeStruct`s, split by layer.
+
+    Raises:
+      ArgumentError: the mesh does not divide the heads.
+
+    Example:
+      >>> from jtok.testing import tiny_config
+      >>> abstract(tiny_config()).params["embed"]["tokens"].shape
+      (96, 32)
+    """
+    made = config if isinstance(config, nn.DecoderConfig) else config_from(config)
+    check_mesh(made)
+    shapes = jax.eval_shape(lambda: _init_params(made, jax.random.key(0)))
+    axes, units = param_axes(shapes), axis_units(made)
+    return Model(abstract_tree(shapes, axes, units=units), made)
 
 
 def load(
@@ -267,6 +331,7 @@ def load(
         opened = storage.TensorFiles.open(folder)
     with opened as tensors:
         config = config_from(fields, dtype=dtype or _stored_dtype(tensors))
+        check_mesh(config)
         _check_vocabulary(vocabulary, config, str(folder))
         _check_sizes(config, tensors, fields.where)
         shapes = jax.eval_shape(lambda: _init_params(config, jax.random.key(0)))
@@ -281,7 +346,7 @@ def load(
             ignored=ignored,
             where=str(folder),
         )
-        params = _read_params(tensors, plan, found, shapes, config.dtype)
+        params = _read_params(tensors, plan, found, shapes, config)
     return Model(params, config, vocabulary, generation_config=generation)
 
 
@@ -325,10 +390,10 @@ def _read_params(
     plan: tuple[Any, ...],
     found: dict[str, str],
     shapes: PyTree,
-    dtype: str,
+    config: nn.DecoderConfig,
 ) -> PyTree:
     """Reads every parameter, of each only what the devices of this process hold."""
-    axes = param_axes(shapes)
+    axes, units = param_axes(shapes), axis_units(config)
     sources = weights.sources_of(plan)
     flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     order = [tuple(getattr(p, "key", getattr(p, "idx", p)) for p in k) for k, _ in flat]
@@ -339,9 +404,10 @@ def _read_params(
 
         def read(index: tuple[slice, ...], key: Any = key) -> np.ndarray:
             view = lambda name: tensors.view(found[name])
-            return weights.read_part(sources[key], index, shapes, dtype, view)
+            return weights.read_part(sources[key], index, shapes, config.dtype, view)
 
-        sharding = sharding_for(weights.get(axes, key), shape=leaf.shape)
+        names = weights.get(axes, key)
+        sharding = sharding_for(names, shape=leaf.shape, units=units)
         leaves[key] = _placed(read, leaf.shape, sharding)
     return jax.tree.unflatten(treedef, [leaves[key] for key in order])
 
@@ -408,7 +474,8 @@ def save(
     """Saves a folder that `load` and `transformers` read, replacing one that is there.
 
     What was loaded and not changed is written as it was, tensor for tensor. A kill at
-    any moment leaves the old folder or the new one.
+    any moment leaves the old folder or the new one. With several processes all call
+    it: tensors are gathered one at a time, process 0 writes, and all return together.
 
     Args:
       model: with split or stacked layers.
@@ -437,10 +504,49 @@ def save(
     params = split_layers(model.params)
     family = FAMILIES[model.config.family]
     plan = weights.plan_tensors(family.weights, params, model.config)
+    named = ((item.name, weights.to_tensor(item, params)) for item in plan)
+    if jax.process_count() == 1:
+        _write(model, folder, named, dtype, max_shard_bytes)
+        return
+    _write_together(
+        named,
+        lambda: _write(model, folder, named, dtype, max_shard_bytes),
+        os.fspath(folder),
+    )
+
+
+def _write_together(
+    named: Iterator[Any], write: Callable[[], None], folder: str
+) -> None:
+    """All processes gather, the first writes; a failure there is one everywhere."""
+    from jax.experimental import multihost_utils
+
+    fault: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            write()
+        except Exception as error:
+            fault = error
+    for _ in named:  # the others, and a first one that failed, help to gather the rest
+        pass
+    good = multihost_utils.broadcast_one_to_all(np.int32(fault is None))
+    if fault is not None:
+        raise fault
+    if not good:
+        raise WriteError(f"folder: process 0 could not write {folder!r}.")
+
+
+def _write(
+    model: Model,
+    folder: Any,
+    named: Iterator[tuple[str, np.ndarray]],
+    dtype: str | None,
+    max_shard_bytes: int | float,
+) -> None:
     with files.replace_folder(folder, marker="config.json") as staged:
-        tensors = ((item.name, weights.to_tensor(item, params)) for item in plan)
+        tensors: Iterator[tuple[str, np.ndarray]] = named
         if dtype is not None:
-            tensors = ((name, x.astype(jnp.dtype(dtype))) for name, x in tensors)
+            tensors = ((name, x.astype(jnp.dtype(dtype))) for name, x in named)
         storage.write_tensors(staged, tensors, max_shard_bytes=max_shard_bytes)
         text = json.dumps(_fields(model), indent=2, sort_keys=True) + "\n"
         files.write_atomic(staged / "config.json", text)

@@ -368,7 +368,7 @@ def _unrolled(
     pending: list[Any] = []
     collected: dict[str, list[Array]] = {site: [] for site in taps.sites}
     for index, layer in enumerate(layers):
-        old = None if cache is None else cache.layers[index]
+        old = None if cache is None else jax.tree.map(_laid_out, cache.layers[index])
         length = None if cache is None else cache.length
         window = config.window(index)
         attend = _attend(config, allow, bias, old, length, positions, window)
@@ -475,11 +475,19 @@ def init_cache(config: nn.DecoderConfig, batch: int, capacity: int) -> Cache:
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
 
     def buffer() -> Array:
-        zeros = jnp.zeros(shape, config.dtype)
-        return constrain(zeros, "batch", "kv_heads", "seq", "head_dim")
+        return _laid_out(jnp.zeros(shape, config.dtype))
 
     layers = tuple((buffer(), buffer()) for _ in range(config.num_layers))
     return Cache(layers, jnp.zeros(batch, jnp.int32))
+
+
+def _laid_out(part: Array) -> Array:
+    """Keys or values as the mesh holds them, wherever the loop reads or writes them.
+
+    Where some place leaves it open, the compiler may choose another layout there and
+    gather the whole cache at every step.
+    """
+    return constrain(part, "batch", "kv_heads", "seq", "head_dim")
 
 
 def commit(
@@ -515,7 +523,8 @@ def commit(
 
     def keep(buffer: Array, nodes: Array) -> Array:
         rows = jnp.take_along_axis(nodes, chosen, axis=2)
-        return write_rows(buffer, rows, cache.length)
+        kept = write_rows(_laid_out(buffer), _laid_out(rows), cache.length)
+        return _laid_out(kept)
 
     layers = tuple(
         (keep(key, new_key), keep(value, new_value))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jtok.errors import CheckpointError
+from jtok.ops.sharding import to_host
 
 __all__ = ["Weight", "plan_tensors", "read_part", "sources_of", "to_tensor"]
 
@@ -179,7 +180,7 @@ def to_tensor(planned: Planned, params: PyTree) -> np.ndarray:
     parts = []
     for key in planned.keys:
         leaf = get(params, key)
-        part = np.asarray(leaf if planned.expert is None else leaf[planned.expert])
+        part = to_host(leaf if planned.expert is None else leaf[planned.expert])
         parts.append(part.reshape(*part.shape[:-1], planned.groups, -1))
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     whole = joined.reshape(*joined.shape[:-2], -1)

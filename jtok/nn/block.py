@@ -10,6 +10,7 @@ from jtok.nn.config import DecoderConfig
 from jtok.nn.experts import Experts
 from jtok.nn.layers import Linear, Mlp, Norm
 from jtok.nn.positions import rotary_frequencies, rotary_gain, rotate
+from jtok.ops.sharding import constrain
 
 __all__ = ["SITES", "Block"]
 
@@ -86,6 +87,9 @@ class Block(nn.Module):
             whole = normed and config.qk_norm == "width"
             y = _norms(config, whole)(f"{name}_norm", y)
             y = y.reshape(*x.shape[:2], count, config.head_dim)
+            # Devices share whole heads, or each has all: never parts of one.
+            axis = "heads" if name == "query" else "kv_heads"
+            y = constrain(y, "batch", "seq", axis, "head_dim")
             each = normed and config.qk_norm == "head"
             return _norms(config, each)(f"{name}_norm", y)
 

@@ -1,5 +1,6 @@
 """What tests need, shipped because users' tests need it too."""
 
+from jtok.testing.compiled import Collective, collectives, tpu_devices
 from jtok.testing.data import data
 from jtok.testing.decoding import (
     BigramCache,
@@ -34,6 +35,7 @@ __all__ = [
     "BigramCache",
     "CandidateLaw",
     "ChainLaw",
+    "Collective",
     "CountingCache",
     "Difference",
     "Golden",
@@ -43,6 +45,7 @@ __all__ = [
     "bigram_target",
     "candidate_law",
     "chain_law",
+    "collectives",
     "compare",
     "counting_target",
     "data",
@@ -57,5 +60,6 @@ __all__ = [
     "tiny_model",
     "tiny_vocabulary",
     "tolerance",
+    "tpu_devices",
     "try_candidates",
 ]
