@@ -1,10 +1,10 @@
 """The kernel operations beside their plain forms and the field's library functions.
 
 Cached tree attention against `jax.nn.dot_product_attention` over cache and nodes in one
-array; the readout of hidden states over a vocabulary against dense logits; loss
-and gradient of cross-entropy against `optax`'s on dense logits. Each is compiled once, and run in
-turns with its peer. Shown are time, spread, temporary memory, and the share of what the
-device can do (reading its inputs once, or multiplying).
+array; the readout of hidden states over a vocabulary against dense logits; loss and
+gradient of cross-entropy against `optax`'s on dense logits. Each is compiled once, and
+run in turns with its peer. Shown are time, spread, temporary memory, and the share of
+what the device can do (reading its inputs once, or multiplying).
 
 ```
 python -m experiments.run bench_ops

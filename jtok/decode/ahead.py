@@ -74,4 +74,5 @@ def lower_decode(
         return shaped(leaf.shape, leaf.dtype, *names)
 
     state = jax.tree_util.tree_map_with_path(placed, state)
-    return run.advance.lower(params, given, state, shaped((), jnp.int32))
+    advance: Any = run.advance
+    return advance.lower(params, given, state, shaped((), jnp.int32))

@@ -358,8 +358,7 @@ def onto_mesh(
         own = getattr(leaf, "sharding", None)
         if own == sharding or sharding is None:
             return leaf
-        is_named = isinstance(own, NamedSharding)
-        if is_named and _is_twin(own.mesh, sharding.mesh):
+        if isinstance(own, NamedSharding) and _is_twin(own.mesh, sharding.mesh):
             sharding = NamedSharding(sharding.mesh, own.spec)
         return place(leaf, sharding)
 

@@ -55,9 +55,8 @@ def lower_update(
     lies = opt_shardings(optimizer, trainable, mesh)
     if lies is not None:
         opt_state = jax.tree.map(with_sharding, opt_state, lies)
-    carry = Carry(
-        trainable, opt_state, None, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    )
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    carry = Carry(trainable, opt_state, None, count)
     rows = jax.tree.map(
         lambda x: with_sharding(
             x, sharding_for(("batch",) + (None,) * (x.ndim - 1), shape=x.shape)
@@ -68,5 +67,5 @@ def lower_update(
     shardings = None
     if mesh is not None:
         shardings = (jax.tree.map(lambda leaf: leaf.sharding, carry), whole)
-    step = compiled_step(loss_fn, optimizer, accumulate, shardings)
+    step: Any = compiled_step(loss_fn, optimizer, accumulate, shardings)
     return step.lower(carry, None, rows, key)
