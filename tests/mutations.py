@@ -82,7 +82,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="cache-reads-one-slot-too-many",
         slug="foundation",
-        path="jtok/ops/attention.py",
+        path="jtok/ops/attention/reference.py",
         before="(slots[None] < length[:, None])",
         after="(slots[None] <= length[:, None])",
         killed_by="tests/ops/test_attention.py::test_cache_and_tree_are_one_softmax",
@@ -100,8 +100,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="scores-without-scale",
         slug="foundation",
         path="jtok/models/model.py",
-        before="scale = config.head_dim**-0.5",
-        after="scale = 1.0",
+        before='"scale": config.score_scale,',
+        after='"scale": 1.0,',
         killed_by="tests/models/test_model.py::test_outputs_of_transformers",
     ),
     Mutation(
@@ -116,7 +116,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="tie-to-the-later-block",
         slug="foundation",
-        path="jtok/ops/unembed.py",
+        path="jtok/ops/unembed/reference.py",
         before='better = best > carry["best"]',
         after='better = best >= carry["best"]',
         killed_by="tests/ops/test_unembed.py::test_all_outputs_of_the_greedy_readout",
@@ -124,7 +124,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="last-block-counted-twice",
         slug="foundation",
-        path="jtok/ops/unembed.py",
+        path="jtok/ops/unembed/reference.py",
         before="fresh = (ids >= index * block)[None, None]",
         after="fresh = (ids >= 0)[None, None]",
         killed_by="tests/ops/test_unembed.py::test_all_outputs_of_the_greedy_readout",
@@ -381,6 +381,66 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/decode/test_recycling.py::test_an_inherited_table_saves_calls",
     ),
     Mutation(
+        id="swap-without-rollback",
+        slug="foundation",
+        path="jtok/files.py",
+        before="        if not target.exists() and backup.exists():",
+        after="        if False:",
+        killed_by="tests/models/test_storage_faults.py"
+        "::test_a_disk_that_fills_at_any_call_is_named_and_changes_nothing",
+    ),
+    Mutation(
+        id="header-negative-counts",
+        slug="foundation",
+        path="jtok/models/_safetensors.py",
+        before="and 0 <= item < _MAX_EXTENT",
+        after="and item < _MAX_EXTENT",
+        killed_by="tests/models/test_storage.py::test_damaged_header_is_refused",
+    ),
+    Mutation(
+        id="config-deep-json",
+        slug="foundation",
+        path="jtok/models/fields.py",
+        before="except (ValueError, RecursionError) as error:",
+        after="except ValueError as error:",
+        killed_by="tests/models/test_fuzz.py::test_damage_is_read_or_refused_by_name",
+    ),
+    Mutation(
+        id="sizes-beyond-the-files",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before="if extent > numbers",
+        after="if extent > 2**40",
+        killed_by="tests/models/test_fuzz.py"
+        "::test_sizes_beyond_the_files_are_refused_before_memory_is_taken",
+    ),
+    Mutation(
+        id="load-without-lock",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before="    with files.folder_lock(folder, shared=True):",
+        after="    if True:",
+        killed_by="tests/models/test_storage_folders.py"
+        "::test_a_folder_replaced_meanwhile_is_read_in_one_version",
+    ),
+    Mutation(
+        id="download-pickles",
+        slug="foundation",
+        path="jtok/models/storage.py",
+        before='PATTERNS = ("model*.safetensors",',
+        after='PATTERNS = ("*.bin", "model*.safetensors",',
+        killed_by="tests/models/test_hub.py"
+        "::test_only_what_is_needed_is_downloaded_and_only_once",
+    ),
+    Mutation(
+        id="save-keeps-dtype",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before="((name, x.astype(jnp.dtype(dtype))) for name, x in tensors)",
+        after="((name, x) for name, x in tensors)",
+        killed_by="tests/models/test_storage_folders.py::test_save_in_another_dtype",
+    ),
+    Mutation(
         id="penalty-without-ancestors",
         slug="foundation",
         path="jtok/ops/penalties.py",
@@ -467,6 +527,70 @@ MUTATIONS: tuple[Mutation, ...] = (
         before="yield row, first + np.arange(len(row) - 1) >= scored",
         after="yield row, first + np.arange(len(row) - 1) >= first",
         killed_by="tests/models/test_scoring.py::test_scores_are_those_of_one_window_at_a_time[16-8]",
+    ),
+    Mutation(
+        id="window-one-too-wide",
+        slug="foundation",
+        path="jtok/models/model.py",
+        before="allow = allow & (distance < window)",
+        after="allow = allow & (distance <= window)",
+        killed_by="tests/models/test_model.py"
+        "::test_outputs_of_transformers[split-mistral_sliding]",
+    ),
+    Mutation(
+        id="expert-weights-not-scaled",
+        slug="foundation",
+        path="jtok/nn/experts.py",
+        before="if sum_to_one:",
+        after="if False:",
+        killed_by="tests/nn/test_experts.py"
+        "::test_ties_go_to_the_lower_expert_and_weights_are_probabilities",
+    ),
+    Mutation(
+        id="norm-offset-forgotten",
+        slug="foundation",
+        path="jtok/nn/layers.py",
+        before="1.0 + wide_scale",
+        after="0.0 + wide_scale",
+        killed_by="tests/nn/test_layers.py"
+        "::test_a_norm_with_offset_multiplies_by_one_more",
+    ),
+    Mutation(
+        id="heads-side-by-side",
+        slug="foundation",
+        path="jtok/models/weights.py",
+        before="columns = group * sum(sizes) + before + inside",
+        after="columns = before * planned.groups + group * size + inside",
+        killed_by="tests/models/test_checkpoint.py"
+        "::test_golden_checkpoints_come_back_byte_for_byte[gpt_neox]",
+    ),
+    Mutation(
+        id="readout-without-final-cap",
+        slug="foundation",
+        path="jtok/models/target.py",
+        before="cap = config.final_softcap",
+        after="cap = None",
+        killed_by="tests/models/test_families_decode.py"
+        "::test_the_target_reads_out_the_logits_of_the_model[gemma2]",
+    ),
+    Mutation(
+        id="unknown-options-ignored",
+        slug="project",
+        path="jtok/models/families_common.py",
+        before="is not None and found != value:",
+        after="is not None and found is NotImplemented:",
+        killed_by="tests/models/test_families.py"
+        "::test_options_that_are_not_there_are_refused",
+    ),
+    Mutation(
+        id="sharded-tensors-read-whole",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before="part = read(tuple(slice(*span) for span in spans))",
+        after="part = read(tuple(slice(0, e) for e in shape))"
+        "[tuple(slice(*s) for s in spans)]",
+        killed_by="tests/models/test_checkpoint.py"
+        "::test_a_mesh_reads_every_part_once_and_no_sharded_tensor_whole[mixtral]",
     ),
 )
 
