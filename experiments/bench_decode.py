@@ -49,8 +49,8 @@ SOURCES = (
     "jtok/decode/drafters.py",
     "jtok/decode/generate.py",
     "jtok/decode/loop.py",
-    "jtok/ops/attention*",
-    "jtok/ops/unembed*",
+    "jtok/ops/attention/*.py",
+    "jtok/ops/unembed/*.py",
     "jtok/models/model.py",
     "jtok/models/target.py",
 )

@@ -39,7 +39,7 @@ SOURCES = (
     "experiments/corpus.py",
     "jtok/models/*.py",
     "jtok/nn/*.py",
-    "jtok/ops/unembed.py",
+    "jtok/ops/unembed/*.py",
     "jtok/text/*.py",
     "jtok/train/*.py",
 )
@@ -211,8 +211,9 @@ def _train(config: Config, corpus: Corpus, folder: Path) -> None:
         keep=1,
         metrics_file=folder / "metrics.jsonl",
     )
+    # Every process has a part of the arrays; the first writes.
+    jtok.models.save(model.replace(params=result.trainable), folder / "model")
     if jax.process_index() == 0:
-        jtok.models.save(model.replace(params=result.trainable), folder / "model")
         shutil.rmtree(folder / "training")
 
 

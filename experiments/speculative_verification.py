@@ -53,10 +53,10 @@ CLAIMS = (
 SOURCES = (
     "experiments/targets.py",
     "jtok/decode/*.py",
-    "jtok/ops/attention*",
+    "jtok/ops/attention/*.py",
     "jtok/ops/sampling.py",
     "jtok/ops/tree.py",
-    "jtok/ops/unembed*",
+    "jtok/ops/unembed/*.py",
     "jtok/models/model.py",
     "jtok/models/target.py",
 )

@@ -68,10 +68,10 @@ SOURCES = (
     "jtok/decode/templates.py",
     "jtok/decode/types.py",
     "jtok/decode/verify.py",
-    "jtok/ops/attention.py",
+    "jtok/ops/attention/*.py",
     "jtok/ops/sampling.py",
     "jtok/ops/tree.py",
-    "jtok/ops/unembed.py",
+    "jtok/ops/unembed/*.py",
     "jtok/models/model.py",
     "jtok/models/target.py",
 )

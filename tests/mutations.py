@@ -82,7 +82,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="cache-reads-one-slot-too-many",
         slug="foundation",
-        path="jtok/ops/attention.py",
+        path="jtok/ops/attention/reference.py",
         before="(slots[None] < length[:, None])",
         after="(slots[None] <= length[:, None])",
         killed_by="tests/ops/test_attention.py::test_cache_and_tree_are_one_softmax",
@@ -100,8 +100,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="scores-without-scale",
         slug="foundation",
         path="jtok/models/model.py",
-        before="scale = config.head_dim**-0.5",
-        after="scale = 1.0",
+        before='"scale": config.score_scale,',
+        after='"scale": 1.0,',
         killed_by="tests/models/test_model.py::test_outputs_of_transformers",
     ),
     Mutation(
@@ -116,7 +116,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="tie-to-the-later-block",
         slug="foundation",
-        path="jtok/ops/unembed.py",
+        path="jtok/ops/unembed/reference.py",
         before='better = best > carry["best"]',
         after='better = best >= carry["best"]',
         killed_by="tests/ops/test_unembed.py::test_all_outputs_of_the_greedy_readout",
@@ -124,7 +124,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="last-block-counted-twice",
         slug="foundation",
-        path="jtok/ops/unembed.py",
+        path="jtok/ops/unembed/reference.py",
         before="fresh = (ids >= index * block)[None, None]",
         after="fresh = (ids >= 0)[None, None]",
         killed_by="tests/ops/test_unembed.py::test_all_outputs_of_the_greedy_readout",
@@ -527,6 +527,70 @@ MUTATIONS: tuple[Mutation, ...] = (
         before="yield row, first + np.arange(len(row) - 1) >= scored",
         after="yield row, first + np.arange(len(row) - 1) >= first",
         killed_by="tests/models/test_scoring.py::test_bits_per_byte_agree_with_those_of_training",
+    ),
+    Mutation(
+        id="window-one-too-wide",
+        slug="foundation",
+        path="jtok/models/model.py",
+        before="allow = allow & (distance < window)",
+        after="allow = allow & (distance <= window)",
+        killed_by="tests/models/test_model.py"
+        "::test_outputs_of_transformers[split-mistral_sliding]",
+    ),
+    Mutation(
+        id="expert-weights-not-scaled",
+        slug="foundation",
+        path="jtok/nn/experts.py",
+        before="if sum_to_one:",
+        after="if False:",
+        killed_by="tests/nn/test_experts.py"
+        "::test_ties_go_to_the_lower_expert_and_weights_are_probabilities",
+    ),
+    Mutation(
+        id="norm-offset-forgotten",
+        slug="foundation",
+        path="jtok/nn/layers.py",
+        before="1.0 + wide_scale",
+        after="0.0 + wide_scale",
+        killed_by="tests/nn/test_layers.py"
+        "::test_a_norm_with_offset_multiplies_by_one_more",
+    ),
+    Mutation(
+        id="heads-side-by-side",
+        slug="foundation",
+        path="jtok/models/weights.py",
+        before="columns = group * sum(sizes) + before + inside",
+        after="columns = before * planned.groups + group * size + inside",
+        killed_by="tests/models/test_checkpoint.py"
+        "::test_golden_checkpoints_come_back_byte_for_byte[gpt_neox]",
+    ),
+    Mutation(
+        id="readout-without-final-cap",
+        slug="foundation",
+        path="jtok/models/target.py",
+        before="cap = config.final_softcap",
+        after="cap = None",
+        killed_by="tests/models/test_families_decode.py"
+        "::test_the_target_reads_out_the_logits_of_the_model[gemma2]",
+    ),
+    Mutation(
+        id="unknown-options-ignored",
+        slug="project",
+        path="jtok/models/families_common.py",
+        before="is not None and found != value:",
+        after="is not None and found is NotImplemented:",
+        killed_by="tests/models/test_families.py"
+        "::test_options_that_are_not_there_are_refused",
+    ),
+    Mutation(
+        id="sharded-tensors-read-whole",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before="part = read(tuple(slice(*span) for span in spans))",
+        after="part = read(tuple(slice(0, e) for e in shape))"
+        "[tuple(slice(*s) for s in spans)]",
+        killed_by="tests/models/test_checkpoint.py"
+        "::test_a_mesh_reads_every_part_once_and_no_sharded_tensor_whole[mixtral]",
     ),
 )
 

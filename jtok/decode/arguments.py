@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtok.decode.types import Drafter
-from jtok.errors import ArgumentError, ArgumentTypeError, check
+from jtok.errors import ArgumentError, ArgumentTypeError, VocabMismatchError, check
 
 __all__ = [
     "SamplingOptions",
@@ -17,6 +17,7 @@ __all__ = [
     "check_drafter_state",
     "check_id",
     "check_lengths",
+    "check_vocabulary",
     "encode_messages",
     "encode_prompts",
     "per_row",
@@ -228,3 +229,13 @@ def encode_messages(messages: Any, vocabulary: Any) -> Any:
     if isinstance(messages[0], Mapping):
         return vocabulary.encode_chat(messages)
     return [vocabulary.encode_chat(conversation) for conversation in messages]
+
+
+def check_vocabulary(drafter: Drafter, vocabulary: Any) -> None:
+    """Refuses a drafter that was made for another vocabulary than the target's."""
+    theirs, ours = drafter.vocabulary, getattr(vocabulary, "hash", None)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise VocabMismatchError(
+            f"drafter: it speaks of another vocabulary ({theirs[:12]}), expected the "
+            f"target's ({ours[:12]})."
+        )

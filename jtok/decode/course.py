@@ -13,6 +13,7 @@ from jtok.decode.results import Generated, Timing, result
 from jtok.decode.sessions import Session
 from jtok.decode.stops import Cut, StopStrings
 from jtok.models import Target
+from jtok.ops.sharding import to_host
 
 __all__ = ["Course", "look_for_stops"]
 
@@ -28,7 +29,7 @@ def look_for_stops(
 
     `checked` `[batch]` counts the tokens that were looked at; it is changed.
     """
-    ids, counts = jax.device_get((state.tokens.ids, state.tokens.count))
+    ids, counts = to_host((state.tokens.ids, state.tokens.count))
     cuts: dict[int, Cut] = {}
     for row, (start, count) in enumerate(zip(prompt_lengths, counts, strict=True)):
         if count - start <= checked[row]:
@@ -107,7 +108,7 @@ class Course:
                 held = before if self._held is None else self._held
                 self._held = jnp.maximum(held, before)
             self.cuts |= cuts
-        return bool(jnp.any(self.state.live))
+        return bool(to_host(self.state.live).any())
 
     def result(self) -> Generated:
         """What was generated."""

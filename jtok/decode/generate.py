@@ -11,8 +11,9 @@ from jtok.decode.options import Options, prepare, prompts_from
 from jtok.decode.processors import Processor
 from jtok.decode.results import Generated, Stats
 from jtok.decode.sessions import Session
-from jtok.decode.types import Drafter
+from jtok.decode.types import Drafter, Rule
 from jtok.models import Model, Target
+from jtok.ops.sharding import entered_mesh
 from jtok.text import Vocabulary
 
 __all__ = ["Generated", "Stats", "generate"]
@@ -30,6 +31,7 @@ def generate(
     max_new_tokens: int | Sequence[int] = 128,
     min_new_tokens: int | Sequence[int] = 0,
     drafter: Drafter | None = None,
+    rule: Rule | None = None,
     temperature: float | Sequence[float] = 0.0,
     top_k: int | None = None,
     top_p: float | Sequence[float] | None = None,
@@ -48,6 +50,7 @@ def generate(
     drafter_state: PyTree = None,
     cache: Session | None = None,
     keep_cache: bool = False,
+    capacity: int | None = None,
     gaps: bool = False,
     logprobs: bool = False,
     top_logprobs: int = 0,
@@ -59,6 +62,10 @@ def generate(
     a size class of prompts. A row's tokens depend on its prompt, its options and its
     seed only, not on the drafter or on its batch mates.
 
+    On a mesh (`jax.set_mesh`) rows are shared by the axis of the rule `"batch"` (where
+    it does not divide them, every device has all rows), heads and vocabulary by that of
+    `"heads"`. With several processes all make the same call, and each gets all tokens.
+
     Args:
       model: a `Model`, or a `Target` together with `params`.
       prompts: one string or sequence of ids, or a list of them (any lengths).
@@ -67,6 +74,8 @@ def generate(
       max_new_tokens: tokens to emit at most, for all rows or for each.
       min_new_tokens: no stop id comes before so many other tokens.
       drafter: what proposes tokens; None decodes plainly.
+      rule: how drafts are verified; None takes `rejection()` where a row samples and
+        the drafter says what law it drew from, else `exact()`.
       temperature: >= 0, for all rows or for each; 0 takes the arg-max.
       top_k: sample among so many best tokens, None for all.
       top_p: in (0, 1]: sample among the fewest tokens that have this mass.
@@ -90,6 +99,8 @@ def generate(
         Prompts are given whole, as without it; of each, what its row of the cache
         begins with is not computed again (a prompt may share all, some or none of it).
         A drafter that reads prompts sees the rest only.
+      capacity: slots of a row's cache; None takes as many as needed, in classes of 128.
+        One capacity for many calls lets them share what was compiled.
       keep_cache: return the cache; it is returned, too, where one was given.
       gaps: also return how close every choice was.
       logprobs: also return the log-probability of every token.
@@ -104,7 +115,9 @@ def generate(
       ArgumentError: an argument out of its range, an id outside the vocabulary, an
         empty prompt, more tokens than the model has positions, a number of per-row
         values unlike the number of prompts, trees for a target that takes chains, or
-        a cache that this target cannot continue from.
+        a cache that this target cannot continue from, a rule that needs a law
+        which the drafter does not give, or a mesh that does not divide the heads.
+      VocabMismatchError: the drafter speaks of another vocabulary.
       ArgumentTypeError: a prompt that is neither text nor ids, or another argument of
         a type that it does not take.
 
@@ -120,6 +133,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         drafter=drafter,
+        rule=rule,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -138,12 +152,14 @@ def generate(
         drafter_state=drafter_state,
         cache=cache,
         keep_cache=keep_cache,
+        capacity=capacity,
         gaps=gaps,
         logprobs=logprobs,
         top_logprobs=top_logprobs,
         sync_every=sync_every,
     )
-    course = Course(prepare(model, prompts, options))
-    while course.advance():
-        pass
-    return course.result()
+    with entered_mesh():
+        course = Course(prepare(model, prompts, options))
+        while course.advance():
+            pass
+        return course.result()

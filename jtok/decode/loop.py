@@ -224,7 +224,8 @@ def _step(
     hidden = out.hidden[:, :nodes]
     how = tokens.sampling
     draw = None if how is None else how.draw(start, depth, proposal.deepest)
-    want = Want(draw, top_k=drafter.needs.top_k, rows=rules.rule.rows, gap=rules.gaps)
+    reads_rows = rules.rule.rows and how is not None
+    want = Want(draw, top_k=drafter.needs.top_k, rows=reads_rows, gap=rules.gaps)
     produced = tokens.count - batch.tokens.count
     if rules.dense:
         read, rows = _shaped(

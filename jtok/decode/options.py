@@ -1,5 +1,6 @@
 """What `generate` and its relatives are asked for: defaults, and what is refused."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok.decode import loop, shaping, verify
+from jtok.decode import loop, shaping
 from jtok.decode.arguments import (
     SamplingOptions,
     bias_from,
     check_drafter_state,
     check_lengths,
+    check_vocabulary,
     encode_messages,
     encode_prompts,
     per_row,
@@ -23,13 +25,16 @@ from jtok.decode.arguments import (
 )
 from jtok.decode.drafters import no_drafter
 from jtok.decode.processors import Processor
+from jtok.decode.rules import rule_for
 from jtok.decode.sessions import Session, reuse
 from jtok.decode.stops import StopStrings
-from jtok.decode.types import Drafter, Sampling, Tokens
+from jtok.decode.types import Drafter, Proposal, Sampling, Tokens
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
 from jtok.models import Model, Target, model_target, split_layers
+from jtok.models.checkpoint import place_params
 from jtok.ops import Tree, row_keys
 from jtok.ops.penalties import Penalties
+from jtok.ops.sharding import onto_mesh, place, sharding_for
 from jtok.text import Vocabulary
 
 __all__ = ["Options", "Prepared", "options_from", "prepare", "prompts_from"]
@@ -49,6 +54,7 @@ class Options:
     max_new_tokens: Any = 128
     min_new_tokens: Any = 0
     drafter: Drafter | None = None
+    rule: Any = None
     temperature: Any = 0.0
     top_k: Any = None
     top_p: Any = None
@@ -66,6 +72,7 @@ class Options:
     vocabulary: Vocabulary | None = None
     drafter_state: PyTree = None
     cache: Any = None
+    capacity: Any = None
     keep_cache: bool = False
     gaps: bool = False
     logprobs: bool = False
@@ -167,8 +174,11 @@ def prepare(
     if options.cache is not None:
         room = max(room, _checked_cache(options.cache, count).capacity)
     chosen = _how(sampling, seeds)
-    nodes = _num_nodes(drafter, target, count, chosen)
-    chunk, capacity = _sizes(rows, budgets, nodes, room)
+    check_vocabulary(drafter, vocabulary)
+    proposal = _first_proposal(drafter, target, count, chosen)
+    chunk, capacity = _sizes(rows, budgets, _num_nodes(proposal), room)
+    if options.capacity is not None:
+        capacity = _checked_capacity(options.capacity, capacity)
     held = None
     if options.cache is not None:
         held = reuse(target, options.cache, rows)
@@ -176,7 +186,7 @@ def prepare(
     if processor is not None:
         _check_processor(processor, target, count)
     rules = loop.Rules(
-        rule=verify.EXACT,
+        rule=rule_for(options.rule, proposal, sampled=chosen is not None),
         gaps=options.gaps,
         capacity=capacity,
         chunk=chunk,
@@ -193,6 +203,7 @@ def prepare(
         drafter=drafter.params,
         shaping=how,
     )
+    batch, params = _on_mesh(batch, count), _placed(model, params)
     return Prepared(
         target, params, drafter, vocabulary, rows, single, batch, rules, held, stops,
         every, options,
@@ -214,6 +225,30 @@ def _target(
     )
 
 
+def _placed(model: Any, params: PyTree) -> PyTree:
+    """Parameters on the current mesh: a model's by the rules, others whole."""
+    if isinstance(model, Model):
+        return place_params(params, model.config)
+    return onto_mesh(params)
+
+
+def _on_mesh(batch: loop.Batch, count: int) -> loop.Batch:
+    """Rows where the mesh has them; what has none, such as stop ids, everywhere."""
+
+    def by_row(leaf: Any) -> Any:
+        names = ("batch", *(None,) * leaf.ndim)[: leaf.ndim]
+        if leaf.shape[:1] != (count,):
+            names = (None,) * leaf.ndim
+        return place(leaf, sharding_for(names, shape=leaf.shape))
+
+    rows = (batch.tokens, batch.budget, batch.shaping)
+    tokens, budget, shaping = jax.tree.map(by_row, rows)
+    return dataclasses.replace(
+        batch, tokens=tokens, budget=budget, shaping=shaping,
+        stop_ids=onto_mesh(batch.stop_ids), drafter=onto_mesh(batch.drafter),
+    )  # fmt: skip
+
+
 def _sizes(
     rows: list[np.ndarray], budgets: list[int], nodes: int, room: int
 ) -> tuple[int, int]:
@@ -222,6 +257,14 @@ def _sizes(
     chunk = next((size for size in _CHUNKS if longest <= size), _CHUNKS[-1])
     need = max(longest + chunk, longest + max(budgets) + nodes, room)
     return chunk, -(-need // _ROUND) * _ROUND
+
+
+def _checked_capacity(given: Any, needed: int) -> int:
+    if not isinstance(given, (int, np.integer)) or isinstance(given, bool):
+        raise ArgumentTypeError(f"capacity: got {given!r}, expected None or an int.")
+    expected = f"at least {needed}, what these prompts and budgets need"
+    check(given >= needed, "capacity", given, expected)
+    return int(given)
 
 
 def _tokens(rows: list[np.ndarray], capacity: int, how: Sampling | None) -> Tokens:
@@ -248,10 +291,10 @@ def _how(sampling: SamplingOptions, seeds: list[int]) -> Sampling | None:
     )
 
 
-def _num_nodes(
+def _first_proposal(
     drafter: Drafter, target: Target, count: int, sampling: Sampling | None
-) -> int:
-    """Query slots of a call, without running anything."""
+) -> Proposal:
+    """Shapes of what is proposed, without running anything."""
     shape: Any = jax.ShapeDtypeStruct
     ids, length = shape((count, _ROUND), jnp.int32), shape((count,), jnp.int32)
     tokens = Tokens(ids, length, sampling)
@@ -260,13 +303,18 @@ def _num_nodes(
         bound = drafter.bind(params)
         return bound.propose(bound.init(target.info, tokens), tokens)[0]
 
-    proposal = jax.eval_shape(first, tokens, drafter.params)
+    proposal: Proposal = jax.eval_shape(first, tokens, drafter.params)
     tree = proposal.tree
     is_chain = tree is not None and tree == Tree.chain(tree.max_depth)
     if not (is_chain or target.info.trees):
         raise ArgumentError(
             "drafter: it drafts trees, expected chains: the target takes nothing else."
         )
+    return proposal
+
+
+def _num_nodes(proposal: Proposal) -> int:
+    """Query slots of a call."""
     extra = 0 if proposal.extra is None else proposal.extra.positions.shape[1]
     return proposal.tokens.shape[1] + extra
 

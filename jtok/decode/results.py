@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from jtok.decode import loop
 from jtok.decode.options import Prepared
 from jtok.decode.sessions import Session
 from jtok.decode.stops import Cut, spelled
+from jtok.ops.sharding import to_host
 
 __all__ = ["Generated", "Stats", "result"]
 
@@ -33,6 +33,7 @@ class Stats:
       prefill_seconds: wall time up to the first decode step, compilation included.
       decode_seconds: wall time of the decode steps, compilation included.
       host_syncs: times the host waited for the device between steps.
+      draft_calls: calls of a draft model, summed as `calls` are.
     """
 
     calls: int
@@ -46,6 +47,7 @@ class Stats:
     prefill_seconds: float
     decode_seconds: float
     host_syncs: int
+    draft_calls: int = 0
 
     @property
     def tokens_per_call(self) -> float:
@@ -56,6 +58,11 @@ class Stats:
     def slots_per_call(self) -> float:
         """Query slots that a call computed."""
         return self.slots / max(self.calls, 1)
+
+    @property
+    def wasted_slots(self) -> int:
+        """Query slots that gave no token."""
+        return self.slots - self.emitted
 
     @property
     def accepted_by_depth(self) -> np.ndarray:
@@ -72,7 +79,8 @@ class Generated:
       tokens: int32 ids that were emitted, without the prompt.
       text: what they spell, special tokens left out; None without a vocabulary.
       finish_reason: "stop" (a stop id or a stop string) or "length".
-      guarantee: "token": equal to plain decoding with the same seed, up to near-ties.
+      guarantee: "token": equal to plain decoding with the same seed, up to near-ties;
+        "distribution": equal in law; "none": neither.
       stats: counts and times.
       call_of: for every token the call that emitted it, 0-based.
       gaps: for every token how far its score was above the next one; None unless
@@ -129,7 +137,7 @@ def result(
         lengths = [len(prompt) for prompt in prepared.prompts]
     rows = range(len(lengths)) if rows is None else rows
     single = prepared.single if single is None else single
-    held = jax.device_get(
+    held = to_host(
         (state.tokens.ids, state.tokens.count, state.stopped, state.call_of,
          state.gaps, state.extras)
     )  # fmt: skip
@@ -160,6 +168,7 @@ def result(
         prefill_seconds=timing.prefill_seconds,
         decode_seconds=timing.decode_seconds,
         host_syncs=timing.host_syncs,
+        draft_calls=prepared.drafter.calls * counted["calls"],
     )
     pairs = list(zip(rows, spans, strict=True))
     tokens = [np.array(ids[row][span]) for row, span in pairs]
@@ -188,7 +197,8 @@ def _text(prepared: Prepared, cut: Cut | None, tokens: np.ndarray) -> str | None
 
 def _counted(state: loop.State, spans: list[slice]) -> dict[str, Any]:
     """Counts of a whole run."""
-    calls, slots = np.asarray(state.calls), np.asarray(state.slots)
+    seen = (state.calls, state.slots, state.emitted_per_call, state.node_hits)
+    calls, slots, per_call, hits = to_host(seen)
     emitted = np.array([span.stop - span.start for span in spans])
     return {
         "calls": int(calls.sum()),
@@ -196,8 +206,8 @@ def _counted(state: loop.State, spans: list[slice]) -> dict[str, Any]:
         "row_calls": calls,
         "row_emitted": emitted,
         "slots": int(slots.sum()),
-        "emitted_per_call": np.asarray(state.emitted_per_call),
-        "node_hits": np.asarray(state.node_hits),
+        "emitted_per_call": per_call,
+        "node_hits": hits,
     }
 
 

@@ -20,6 +20,7 @@ from jtok.decode.results import Generated, Timing, result
 from jtok.decode.stops import Cut
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import Model, Target
+from jtok.ops.sharding import to_host
 
 __all__ = ["serve"]
 
@@ -188,7 +189,7 @@ class _Rows:
             self._state, cuts = look_for_stops(
                 self._state, some.stops, some.target, lengths, self._checked
             )
-        live = np.asarray(self._state.live)
+        live = to_host(self._state.live)
         done = [row for row in self.active if not live[row]]
         out = [self._result(row, cuts) for row in done]
         self.free += done

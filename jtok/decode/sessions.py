@@ -10,6 +10,7 @@ from flax import struct
 from jtok.decode.loop import Held
 from jtok.errors import ArgumentError
 from jtok.models import Target
+from jtok.ops.sharding import to_host
 
 __all__ = ["Session", "reuse"]
 
@@ -50,7 +51,7 @@ def reuse(target: Target, session: Session, prompts: list[np.ndarray]) -> Held:
 
     The last token of a prompt is never taken from the cache: the first call feeds it.
     """
-    ids, held = jax.device_get((session.ids, session.held))
+    ids, held = to_host((session.ids, session.held))
     lengths = []
     for index, (row, most, prompt) in enumerate(zip(ids, held, prompts, strict=True)):
         limit = min(int(most), len(prompt) - 1)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jtok.decode.course import Course
@@ -11,6 +10,7 @@ from jtok.decode.generate import Prompt
 from jtok.decode.options import options_from, prepare, prompts_from
 from jtok.decode.stops import Cut, spelled
 from jtok.models import Model, Target
+from jtok.ops.sharding import to_host
 
 __all__ = ["Event", "stream"]
 
@@ -84,7 +84,7 @@ def _events(prepared: Any) -> Iterator[Event]:
     while rows:
         course.advance()
         state = course.state
-        ids, counts, live, stopped = jax.device_get(
+        ids, counts, live, stopped = to_host(
             (state.tokens.ids, state.tokens.count, state.live, state.stopped)
         )
         for row in rows:

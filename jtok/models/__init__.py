@@ -1,6 +1,6 @@
 """Whole backbones, their caches, and checkpoints in the Hugging Face format."""
 
-from jtok.models.checkpoint import config_from, init, load, save
+from jtok.models.checkpoint import abstract, config_from, init, load, save
 from jtok.models.families import FAMILIES, Family, family_of
 from jtok.models.model import (
     Cache,
@@ -29,6 +29,7 @@ __all__ = [
     "StepOutput",
     "Taps",
     "Target",
+    "abstract",
     "commit",
     "config_from",
     "encode",

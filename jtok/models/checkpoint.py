@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,22 +19,34 @@ from jtok.errors import (
     CheckpointError,
     MissingFileError,
     VocabMismatchError,
+    WriteError,
     check,
 )
 from jtok.models import storage, weights
 from jtok.models.families import FAMILIES, family_of
 from jtok.models.fields import Fields, check_types, read_text
 from jtok.models.model import GenerationConfig, Model, parsed, split_layers
-from jtok.ops.sharding import shard_tree
+from jtok.ops.sharding import (
+    abstract_tree,
+    check_split,
+    entered_mesh,
+    onto_mesh,
+    sharding_for,
+)
 from jtok.text import Vocabulary
 
-__all__ = ["config_from", "init", "load", "save"]
+__all__ = ["abstract", "config_from", "init", "load", "save"]
 
 PyTree = Any
 _DTYPES = ("float32", "bfloat16")
+_UNEMBED = ("unembed/kernel",)
 
 # Logical names of the axes of a parameter, by the end of its path.
 _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    ("router/kernel", ("embed", None)),
+    ("expert_gate/kernel", ("experts", "embed", "mlp")),
+    ("expert_up/kernel", ("experts", "embed", "mlp")),
+    ("expert_down/kernel", ("experts", "mlp", "embed")),
     ("embed/tokens", ("vocab", "embed")),
     ("embed/positions", (None, "embed")),
     ("unembed/kernel", ("vocab", "embed")),
@@ -63,6 +75,28 @@ def param_axes(params: PyTree) -> PyTree:
         return ("layers",) * (leaf.ndim - len(found)) + found
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def axis_units(config: Any) -> dict[str, int]:
+    """What devices share as wholes: fewer key-value heads than devices stay whole."""
+    names = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
+    return {axis: getattr(config, name, 1) for axis, name in names.items()}
+
+
+def check_mesh(config: Any) -> None:
+    """Refuses a mesh that does not divide the heads; not every model has any."""
+    if hasattr(config, "num_heads"):
+        check_split("heads", config.num_heads)
+
+
+def place_params(params: PyTree, config: Any) -> PyTree:
+    """Parameters on the current mesh; those that lie on it keep their layout.
+
+    Raises:
+      ArgumentError: the mesh does not divide the heads.
+    """
+    check_mesh(config)
+    return onto_mesh(params, param_axes(params), units=axis_units(config))
 
 
 def config_from(
@@ -138,14 +172,15 @@ def _init_params(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
     def normal(key: jax.Array, *shape: int) -> jax.Array:
         return (0.02 * jax.random.normal(key, shape)).astype(config.dtype)
 
-    def layer(key: jax.Array) -> PyTree:
+    def layer(index: int, key: jax.Array) -> PyTree:
         heads = (1, 1, config.num_heads, config.head_dim)
         attend = lambda q, k, v: (jnp.zeros(heads, q.dtype), (k, v))
-        block = nn.Block(config)
+        block = nn.Block(config, config.sparse(index))
         made = block.init(key, x, positions, attend, lambda _, value: value)["params"]
         # Residual branches start small, so that depth does not change the scale.
         shrink = (2 * config.num_layers) ** -0.5
-        for branch in (made["out"], made["mlp"]["down"]):
+        down = "expert_down" if config.sparse(index) else "down"
+        for branch in (made["out"], made["mlp"][down]):
             branch["kernel"] = branch["kernel"] * jnp.asarray(shrink, config.dtype)
         return made
 
@@ -154,7 +189,7 @@ def _init_params(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
         embed["positions"] = normal(keys[1], config.max_positions, config.width)
     params = {
         "embed": embed,
-        "layers": tuple(layer(key) for key in keys[3:]),
+        "layers": tuple(layer(index, key) for index, key in enumerate(keys[3:])),
         "final_norm": nn.Norm(config).init(keys[2], x)["params"],
     }
     if not config.tied:
@@ -180,6 +215,8 @@ def init(
 
     Raises:
       VocabMismatchError: the tokenizer has more ids than the embedding has rows.
+      ArgumentError: the mesh does not divide the heads. (Fewer key-value heads than
+        devices are no fault: each device then has all of them.)
 
     Example:
       >>> from jtok import nn
@@ -197,12 +234,45 @@ def _init(
     config: nn.DecoderConfig, key: jax.Array, vocabulary: Vocabulary | None
 ) -> Model:
     _check_vocabulary(vocabulary, config, "vocabulary")
-    params = jax.jit(_init_params, static_argnums=0)(config, key)
-    params = shard_tree(params, param_axes(params))
+    check_mesh(config)
+    with entered_mesh() as mesh:
+        # Each device makes its own part: no device need hold the whole.
+        shapes = abstract(config).params
+        shardings = None if mesh is None else jax.tree.map(lambda x: x.sharding, shapes)
+        make = jax.jit(_init_params, static_argnums=0, out_shardings=shardings)
+        params = make(config, onto_mesh(key))
+    params = place_params(params, config)
     generation = GenerationConfig()
     if vocabulary is not None and "eos" in vocabulary.special:
         generation = GenerationConfig((vocabulary.special["eos"],))
     return Model(params, config, vocabulary, generation_config=generation)
+
+
+def abstract(config: nn.DecoderConfig | Mapping[str, Any]) -> Model:
+    """A model of shapes without numbers, laid out on the current mesh.
+
+    For compiling ahead of time: the mesh may be of devices that are not here, and the
+    model larger than this machine.
+
+    Args:
+      config: as for `init`.
+
+    Returns:
+      `Model` whose parameters are `jax.ShapeDtypeStruct`s, split by layer.
+
+    Raises:
+      ArgumentError: the mesh does not divide the heads.
+
+    Example:
+      >>> from jtok.testing import tiny_config
+      >>> abstract(tiny_config()).params["embed"]["tokens"].shape
+      (96, 32)
+    """
+    made = config if isinstance(config, nn.DecoderConfig) else config_from(config)
+    check_mesh(made)
+    shapes = jax.eval_shape(lambda: _init_params(made, jax.random.key(0)))
+    axes, units = param_axes(shapes), axis_units(made)
+    return Model(abstract_tree(shapes, axes, units=units), made)
 
 
 def load(
@@ -215,8 +285,9 @@ def load(
 ) -> Model:
     """Loads a hub id or a folder in the Hugging Face format, onto the current mesh.
 
-    Every tensor is checked against the configuration before one is read; layers come
-    split, ready for decoding.
+    Every tensor is checked against the configuration before one is read; each device
+    is given its part of each, so that no process holds a sharded tensor whole. Layers
+    come split, ready for decoding.
 
     Args:
       name_or_path: a folder, or a hub id such as "Qwen/Qwen2.5-0.5B".
@@ -260,12 +331,14 @@ def load(
         opened = storage.TensorFiles.open(folder)
     with opened as tensors:
         config = config_from(fields, dtype=dtype or _stored_dtype(tensors))
+        check_mesh(config)
         _check_vocabulary(vocabulary, config, str(folder))
         _check_sizes(config, tensors, fields.where)
         shapes = jax.eval_shape(lambda: _init_params(config, jax.random.key(0)))
-        plan = tuple(weights.plan_tensors(family.weights, shapes))
+        plan = tuple(weights.plan_tensors(family.weights, shapes, config))
         found = {_prefixed(name, plan, family.prefix): name for name in tensors.names()}
-        ignored = family.ignored + (("lm_head.weight",) if config.tied else ())
+        heads = (row.name for row in family.weights if row.paths == _UNEMBED)
+        ignored = (*family.ignored, *(heads if config.tied else ()))
         weights.check_names(
             {name: tensors.shape(file) for name, file in found.items()},
             plan,
@@ -273,7 +346,7 @@ def load(
             ignored=ignored,
             where=str(folder),
         )
-        params = _read_params(tensors, plan, found, shapes, config.dtype)
+        params = _read_params(tensors, plan, found, shapes, config)
     return Model(params, config, vocabulary, generation_config=generation)
 
 
@@ -317,21 +390,49 @@ def _read_params(
     plan: tuple[Any, ...],
     found: dict[str, str],
     shapes: PyTree,
-    dtype: str,
+    config: nn.DecoderConfig,
 ) -> PyTree:
-    """Reads one tensor at a time and places it before the next is read."""
-    axes = param_axes(shapes)
-    leaves: dict[tuple[Any, ...], jax.Array] = {}
-    for planned in plan:
-        tensor = tensors.read(found[planned.name])
-        for key, part in weights.to_leaves(planned, tensor, shapes):
-            # A copy on the host: jax may otherwise keep the memory-mapped file.
-            host = np.array(part, dtype=jnp.dtype(dtype), order="C")
-            placed = shard_tree({"x": host}, {"x": weights.get(axes, key)})["x"]
-            leaves[key] = jnp.asarray(placed)
+    """Reads every parameter, of each only what the devices of this process hold."""
+    axes, units = param_axes(shapes), axis_units(config)
+    sources = weights.sources_of(plan)
     flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     order = [tuple(getattr(p, "key", getattr(p, "idx", p)) for p in k) for k, _ in flat]
+    leaves: dict[tuple[Any, ...], jax.Array] = {}
+    # The largest first, as each is held twice for a moment: here and on its device.
+    for key in sorted(order, key=lambda key: -weights.get(shapes, key).size):
+        leaf = weights.get(shapes, key)
+
+        def read(index: tuple[slice, ...], key: Any = key) -> np.ndarray:
+            view = lambda name: tensors.view(found[name])
+            return weights.read_part(sources[key], index, shapes, config.dtype, view)
+
+        names = weights.get(axes, key)
+        sharding = sharding_for(names, shape=leaf.shape, units=units)
+        leaves[key] = _placed(read, leaf.shape, sharding)
     return jax.tree.unflatten(treedef, [leaves[key] for key in order])
+
+
+def _placed(
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    shape: tuple[int, ...],
+    sharding: Any,
+) -> jax.Array:
+    """An array whose shards are read one after the other, each part of it once."""
+    # Without aliasing, as jax may otherwise keep the host's copy for the array's.
+    if sharding is None:
+        whole = read(tuple(slice(0, extent) for extent in shape))
+        return jax.block_until_ready(jax.device_put(whole, may_alias=False))
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        spans = tuple(part.indices(extent)[:2] for part, extent in zip(index, shape))
+        holders.setdefault(spans, []).append(device)
+    shards = []
+    for spans, devices in holders.items():
+        part = read(tuple(slice(*span) for span in spans))
+        for device in devices:
+            shard = jax.device_put(part, device, may_alias=False)
+            shards.append(jax.block_until_ready(shard))
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
 def _load_vocabulary(folder: pathlib.Path) -> Vocabulary | None:
@@ -373,7 +474,8 @@ def save(
     """Saves a folder that `load` and `transformers` read, replacing one that is there.
 
     What was loaded and not changed is written as it was, tensor for tensor. A kill at
-    any moment leaves the old folder or the new one.
+    any moment leaves the old folder or the new one. With several processes all call
+    it: tensors are gathered one at a time, process 0 writes, and all return together.
 
     Args:
       model: with split or stacked layers.
@@ -401,11 +503,50 @@ def save(
         model = dataclasses.replace(model, config=config)
     params = split_layers(model.params)
     family = FAMILIES[model.config.family]
-    plan = weights.plan_tensors(family.weights, params)
+    plan = weights.plan_tensors(family.weights, params, model.config)
+    named = ((item.name, weights.to_tensor(item, params)) for item in plan)
+    if jax.process_count() == 1:
+        _write(model, folder, named, dtype, max_shard_bytes)
+        return
+    _write_together(
+        named,
+        lambda: _write(model, folder, named, dtype, max_shard_bytes),
+        os.fspath(folder),
+    )
+
+
+def _write_together(
+    named: Iterator[Any], write: Callable[[], None], folder: str
+) -> None:
+    """All processes gather, the first writes; a failure there is one everywhere."""
+    from jax.experimental import multihost_utils
+
+    fault: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            write()
+        except Exception as error:
+            fault = error
+    for _ in named:  # the others, and a first one that failed, help to gather the rest
+        pass
+    good = multihost_utils.broadcast_one_to_all(np.int32(fault is None))
+    if fault is not None:
+        raise fault
+    if not good:
+        raise WriteError(f"folder: process 0 could not write {folder!r}.")
+
+
+def _write(
+    model: Model,
+    folder: Any,
+    named: Iterator[tuple[str, np.ndarray]],
+    dtype: str | None,
+    max_shard_bytes: int | float,
+) -> None:
     with files.replace_folder(folder, marker="config.json") as staged:
-        tensors = ((item.name, weights.to_tensor(item, params)) for item in plan)
+        tensors: Iterator[tuple[str, np.ndarray]] = named
         if dtype is not None:
-            tensors = ((name, x.astype(jnp.dtype(dtype))) for name, x in tensors)
+            tensors = ((name, x.astype(jnp.dtype(dtype))) for name, x in named)
         storage.write_tensors(staged, tensors, max_shard_bytes=max_shard_bytes)
         text = json.dumps(_fields(model), indent=2, sort_keys=True) + "\n"
         files.write_atomic(staged / "config.json", text)

@@ -285,14 +285,28 @@ class TensorFiles:
         Raises:
           CheckpointError: there is no such tensor.
         """
+        view = self.view(name)
+        return np.array(view if index is None else view[index])
+
+    def view(self, name: str) -> Shaped[np.ndarray, "..."]:
+        """A tensor as it lies in its mapped file, which takes no memory.
+
+        Args:
+          name: the tensor.
+
+        Returns:
+          A read-only array; it must be gone before `close`.
+
+        Raises:
+          CheckpointError: there is no such tensor.
+        """
         entry = self._entry(name)
-        view = np.frombuffer(
+        return np.frombuffer(
             self._maps[entry.file],
             entry.dtype,
             count=math.prod(entry.shape),
             offset=entry.start,
         ).reshape(entry.shape)
-        return np.array(view if index is None else view[index])
 
     def close(self) -> None:
         """Lets go of the files."""

@@ -145,7 +145,8 @@ def model_target(
 
     def read_out(params: PyTree, hidden: jax.Array, want: Want) -> Readout:
         weight, bias = core.unembedding(params)
-        return readout(hidden, weight, want, bias=bias)
+        cap = config.final_softcap
+        return readout(hidden, weight, want, bias=bias, softcap=cap)
 
     def rewind(cache: core.Cache, length: jax.Array) -> core.Cache:
         # Slots above the length are masked, and written again.

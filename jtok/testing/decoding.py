@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jtok.decode import Drafter, Generated, Sampling, Tokens, loop, no_drafter, verify
+from jtok.decode import (
+    EXACT,
+    Drafter,
+    Generated,
+    Rule,
+    Sampling,
+    Tokens,
+    loop,
+    no_drafter,
+)
 from jtok.errors import ArgumentError, check
 from jtok.models import Info, StepInput, StepOutput, Target
 from jtok.ops import row_keys
@@ -287,6 +296,7 @@ def steps(
     *,
     max_new_tokens: int | Sequence[int],
     drafter: Drafter | None = None,
+    rule: Rule = EXACT,
     temperature: float | Sequence[float] = 0.0,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
@@ -302,6 +312,7 @@ def steps(
       prompts: ids of every row.
       max_new_tokens: for all rows, or for each.
       drafter: None decodes plainly.
+      rule: how drafts are verified.
       temperature: for all rows, or for each.
       seed: of row 0; row b takes `seed + b`.
       stop_ids: ids that end a row.
@@ -324,7 +335,7 @@ def steps(
     if np.any(temperatures > 0):
         keys = row_keys(seed + jnp.arange(count))
         sampling = Sampling(keys, jnp.asarray(temperatures))
-    rules = loop.Rules(verify.EXACT, True, capacity, chunk)
+    rules = loop.Rules(rule, True, capacity, chunk)
     ids = np.zeros((count, capacity), np.int32)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt

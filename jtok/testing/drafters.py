@@ -14,10 +14,11 @@ from jaxtyping import Array
 from jtok.decode import Drafter, Proposal, Tokens, Verdict
 from jtok.errors import check
 from jtok.models import Info, StepInput
-from jtok.ops import Tree
+from jtok.ops import Tree, gumbel_at, purpose_keys
 
 __all__ = [
     "adversary_drafter",
+    "drawn_drafter",
     "dynamic_drafter",
     "extra_slots_drafter",
     "oracle_drafter",
@@ -183,6 +184,60 @@ def random_drafter(depth: int = 3, width: int = 4, seed: int = 0) -> Drafter:
         depths = jnp.broadcast_to(jnp.asarray(levels), nodes.shape)
         proposal = Proposal(nodes, valid, parent=parent, depth=depths, max_depth=depth)
         return proposal, vocab_size
+
+    return Drafter(init, propose, _keep)
+
+
+def drawn_drafter(table: np.ndarray, tree: Tree) -> Drafter:
+    """Draws every node from a table's row, siblings with replacement, and says so.
+
+    Verify it with `rejection(replacement=True)`.
+
+    Args:
+      table: `[vocab, vocab]` float32 logits of a token, by the one before it.
+      tree: of the drafts.
+
+    Returns:
+      `Drafter`; equal arguments give the same one.
+
+    Example:
+      >>> from jtok.ops import Tree
+      >>> drafter = drawn_drafter(np.eye(3), Tree.star(2))
+      >>> drafter.params is None
+      True
+    """
+    table = np.asarray(table, np.float32)
+    return _drawn_drafter(table.tobytes(), len(table), tree)
+
+
+@functools.lru_cache(maxsize=32)
+def _drawn_drafter(values: bytes, vocab: int, tree: Tree) -> Drafter:
+    table = np.frombuffer(values, np.float32).reshape(vocab, vocab)
+
+    def init(info: Info, tokens: Tokens) -> tuple[()]:
+        del info, tokens
+        return ()
+
+    def propose(state: Any, tokens: Tokens) -> tuple[Proposal, Any]:
+        rows = jnp.asarray(table)
+        batch, how = tokens.count.shape[0], tokens.sampling
+        drafts = [tokens.root]
+        for node in range(1, tree.num_nodes):
+            above, depth = tree.parent[node], int(tree.depth[node])
+            scores = rows[drafts[above]]
+            if how is not None:
+                ids = jnp.arange(vocab) + vocab * tree.rank[node]
+                noise = gumbel_at(
+                    purpose_keys(how.keys, "draft"),
+                    (tokens.count + depth - 2)[:, None],
+                    jnp.broadcast_to(ids, (batch, 1, vocab)),
+                )
+                scores = scores + noise[:, 0]
+            drafts.append(jnp.argmax(scores, axis=-1).astype(jnp.int32))
+        nodes = jnp.stack(drafts, axis=1)
+        above_of = np.maximum(np.array(tree.parent), 0)
+        q = jax.nn.softmax(rows[nodes[:, above_of]], axis=-1)
+        return Proposal(nodes, jnp.ones_like(nodes, bool), q=q, tree=tree), state
 
     return Drafter(init, propose, _keep)
 

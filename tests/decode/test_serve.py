@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jtok.decode import (
+    EXACT,
     generate,
     loop,
     no_drafter,
@@ -124,7 +125,7 @@ def test_a_size_is_compiled_once_and_the_cache_grows():
         assert found[index].tokens.tolist() == one.tokens.tolist()
     sizes = {}
     for capacity in (128, 512):
-        rules = loop.Rules(loop.verify.EXACT, False, capacity, 0, trace=True)
+        rules = loop.Rules(EXACT, False, capacity, 0, trace=True)
         run = loop.runner(target, no_drafter(), rules)
         sizes[capacity] = run.advance._cache_size()
     assert sizes == {128: 1, 512: 1}

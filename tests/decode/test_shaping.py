@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jtok.decode import (
+    EXACT,
     Processor,
     allow_tokens,
     dfa,
@@ -196,7 +197,7 @@ def test_a_row_does_not_depend_on_the_options_of_others():
 
 def test_neutral_options_compile_nothing_new():
     generate(TARGET, PROMPTS, max_new_tokens=2)
-    rules = loop.Rules(loop.verify.EXACT, False, 128, 64)
+    rules = loop.Rules(EXACT, False, 128, 64)
     run = loop.runner(TARGET, no_drafter(), rules)
     sizes = run.start._cache_size(), run.advance._cache_size()
     assert all(sizes)
