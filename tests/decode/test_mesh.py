@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from jtok import models
-from jtok.decode import generate, lower_decode, prompt_lookup, token_recycling
+from jtok.decode import (
+    generate,
+    lower_decode,
+    prompt_lookup,
+    serve,
+    stream,
+    token_recycling,
+)
 from jtok.decode.recycling import recycling_template
 from jtok.errors import ArgumentError
 from jtok.models.checkpoint import place_params
@@ -104,6 +111,29 @@ def test_a_mesh_with_explicit_axes_and_weights_from_before_it():
     jax.tree.map(np.testing.assert_array_equal, made.params, without)
     key = made.params["layers"][0]["key"]["kernel"]
     assert key.sharding.is_fully_replicated
+
+
+@pytest.mark.medium
+def test_streams_and_rows_that_refill_on_a_mesh_with_explicit_axes():
+    expected = generate(tiny_model(), PROMPTS[:4], max_new_tokens=6)
+    with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"))):
+        told = {row: [] for row in range(4)}
+        for event in stream(tiny_model(), PROMPTS[:4], max_new_tokens=6, sync_every=4):
+            told[event.row] += event.tokens.tolist()
+        served = dict(serve(tiny_model(), PROMPTS[:4], batch=2, max_new_tokens=6))
+        first = generate(
+            tiny_model(), PROMPTS[:4], max_new_tokens=3, keep_cache=True,
+            drafter=DRAFTERS["recycling"],
+        )  # fmt: skip
+        longer = [p + t.tolist() for p, t in zip(PROMPTS, first.tokens)]
+        again = generate(
+            tiny_model(), longer, max_new_tokens=3, cache=first.cache,
+            drafter=DRAFTERS["recycling"], drafter_state=first.drafter_state,
+        )  # fmt: skip
+    assert list(told.values()) == lists(expected)
+    assert [served[row].tokens.tolist() for row in range(4)] == lists(expected)
+    halves = [a + b for a, b in zip(lists(first), lists(again), strict=True)]
+    assert halves == lists(expected)
 
 
 def test_a_mesh_that_does_not_divide_the_heads_is_refused(tmp_path):
