@@ -592,6 +592,68 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/models/test_checkpoint.py"
         "::test_a_mesh_reads_every_part_once_and_no_sharded_tensor_whole[mixtral]",
     ),
+    Mutation(
+        id="heads-cut-between-devices",
+        slug="foundation",
+        path="jtok/ops/sharding.py",
+        before="if size % parts or (units or {}).get(str(name), 0) % parts:",
+        after="if size % parts:",
+        killed_by="tests/ops/test_sharding.py::test_units_are_not_cut",
+    ),
+    Mutation(
+        id="uneven-heads-pass",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before='check_split("heads", config.num_heads)',
+        after="pass",
+        killed_by="tests/decode/test_mesh.py"
+        "::test_a_mesh_that_does_not_divide_the_heads_is_refused",
+    ),
+    Mutation(
+        id="cache-gathered-at-every-step",
+        slug="foundation",
+        path="jtok/models/model.py",
+        before="kept = write_rows(_laid_out(buffer), _laid_out(rows), cache.length)",
+        after="kept = write_rows(buffer, rows, cache.length)",
+        killed_by="tests/decode/test_mesh.py"
+        "::test_a_cache_of_fewer_heads_than_devices_stays_where_it_is",
+    ),
+    Mutation(
+        id="scores-kept-for-the-gradient",
+        slug="foundation",
+        path="jtok/models/model.py",
+        before="keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable",
+        after="keep = jax.checkpoint_policies.everything_saveable",
+        killed_by="tests/train/test_distributed_meshes.py"
+        "::test_attention_scores_are_not_kept_for_the_gradient",
+    ),
+    Mutation(
+        id="moments-on-every-device",
+        slug="foundation",
+        path="jtok/train/_step.py",
+        before="lambda _, parameter: parameter.sharding,",
+        after="lambda _, parameter: whole,",
+        killed_by="tests/train/test_distributed_meshes.py"
+        "::test_twenty_steps_on_a_mesh_are_those_of_one_device",
+    ),
+    Mutation(
+        id="only-the-first-process-gathers",
+        slug="foundation",
+        path="jtok/models/checkpoint.py",
+        before="if not good:",
+        after="if good is None:",
+        killed_by="tests/train/test_distributed.py"
+        "::test_two_processes_decode_load_and_save_as_one",
+    ),
+    Mutation(
+        id="what-does-not-fit-fits",
+        slug="project",
+        path="experiments/pod_plan.py",
+        before='fitting = [plan for plan in tried if plan["fits"]]',
+        after="fitting = [plan for plan in tried]",
+        killed_by="tests/experiments/test_pod_plan.py"
+        "::test_the_best_mesh_is_the_fastest_that_fits",
+    ),
 )
 
 

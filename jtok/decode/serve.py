@@ -20,7 +20,7 @@ from jtok.decode.results import Generated, Timing, result
 from jtok.decode.stops import Cut
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import Model, Target
-from jtok.ops.sharding import to_host
+from jtok.ops.sharding import entered_mesh, to_host
 
 __all__ = ["serve"]
 
@@ -147,6 +147,7 @@ class _Rows:
         self._batch: Any = None
         self._axes: _Axes | None = None
 
+    @entered_mesh()
     def place(self, index: int, prompt: Any, seed: int) -> None:
         """Processes a prompt and puts it into a free row."""
         began = time.perf_counter()
@@ -170,7 +171,8 @@ class _Rows:
             index, length, prepared, ended - began, ended, self._syncs
         )
 
-    def advance(self) -> Iterator[tuple[int, Generated]]:
+    @entered_mesh()
+    def advance(self) -> list[tuple[int, Generated]]:
         """Runs a chunk of steps, and gives out and frees the rows that are done."""
         some = next(iter(self.active.values())).prepared
         # The size of prefill steps is of no concern here; a row may be from before the
@@ -183,7 +185,7 @@ class _Rows:
         self._syncs += 1
         cuts: dict[int, Cut] = {}
         if some.stops is not None:
-            lengths = np.array(self._state.tokens.count)
+            lengths = np.array(to_host(self._state.tokens.count))
             for row, item in self.active.items():
                 lengths[row] = item.length
             self._state, cuts = look_for_stops(
@@ -193,7 +195,7 @@ class _Rows:
         done = [row for row in self.active if not live[row]]
         out = [self._result(row, cuts) for row in done]
         self.free += done
-        yield from out
+        return out
 
     def _result(self, row: int, cuts: dict[int, Cut]) -> tuple[int, Generated]:
         item = self.active.pop(row)
