@@ -19,7 +19,8 @@ from jtok.errors import (
     VocabMismatchError,
     check,
 )
-from jtok.models import storage, weights
+from jtok.models import mamba, storage, weights
+from jtok.models.backbone import backbone_of
 from jtok.models.families import FAMILIES, family_of
 from jtok.models.model import GenerationConfig, Model, parsed, split_layers
 from jtok.ops.sharding import shard_tree
@@ -47,6 +48,7 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("value/bias", ("kv_heads",)),
     ("gate/bias", ("mlp",)),
     ("up/bias", ("mlp",)),
+    *mamba.AXES,
 )
 
 
@@ -62,9 +64,7 @@ def param_axes(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def config_from(
-    fields: Mapping[str, Any], *, dtype: str | None = None
-) -> nn.DecoderConfig:
+def config_from(fields: Mapping[str, Any], *, dtype: str | None = None) -> Any:
     """Translates the fields of a `config.json`.
 
     Args:
@@ -72,7 +72,8 @@ def config_from(
       dtype: "float32" or "bfloat16"; None takes what the file says, else float32.
 
     Returns:
-      `DecoderConfig` that remembers `fields`.
+      The family's configuration (`DecoderConfig`, `MambaConfig`), which remembers
+      `fields`.
 
     Raises:
       UnsupportedCheckpointError: an unknown family or option.
@@ -96,7 +97,7 @@ def config_from(
         translated = family.read(fields)
     except KeyError as missing:
         raise CheckpointError(f"config.json: there is no field {missing}.") from None
-    return nn.DecoderConfig(
+    return family.config(
         family=fields["model_type"],
         dtype=dtype,
         source=json.dumps(fields),
@@ -104,7 +105,11 @@ def config_from(
     )
 
 
-def _init_params(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
+def _init_params(config: Any, key: jax.Array) -> PyTree:
+    return backbone_of(config).init_params(config, key)
+
+
+def init_decoder(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
     """Random parameters with layers split, as a pure function of the key."""
     keys = jax.random.split(key, config.num_layers + 3)
     x = jnp.zeros((1, 1, config.width), config.dtype)
@@ -138,7 +143,7 @@ def _init_params(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
 
 
 def init(
-    config: nn.DecoderConfig | Mapping[str, Any],
+    config: Any,
     key: jax.Array,
     *,
     vocabulary: Vocabulary | None = None,
@@ -146,7 +151,7 @@ def init(
     """Makes a model with random parameters, split by layer, on the current mesh.
 
     Args:
-      config: a `DecoderConfig`, or the fields of a `config.json`.
+      config: a `DecoderConfig` or `MambaConfig`, or the fields of a `config.json`.
       key: typed PRNG key, consumed.
       vocabulary: the tokenizer, or None.
 
@@ -164,13 +169,11 @@ def init(
       >>> model.params["embed"]["tokens"].shape
       (8, 4)
     """
-    made = config if isinstance(config, nn.DecoderConfig) else config_from(config)
+    made = config_from(config) if isinstance(config, Mapping) else config
     return _init(made, key, vocabulary)
 
 
-def _init(
-    config: nn.DecoderConfig, key: jax.Array, vocabulary: Vocabulary | None
-) -> Model:
+def _init(config: Any, key: jax.Array, vocabulary: Vocabulary | None) -> Model:
     _check_vocabulary(vocabulary, config, "vocabulary")
     params = jax.jit(_init_params, static_argnums=0)(config, key)
     params = shard_tree(params, param_axes(params))
@@ -292,9 +295,7 @@ def _load_vocabulary(folder: pathlib.Path) -> Vocabulary | None:
         return None
 
 
-def _check_vocabulary(
-    vocabulary: Vocabulary | None, config: nn.DecoderConfig, where: str
-) -> None:
+def _check_vocabulary(vocabulary: Vocabulary | None, config: Any, where: str) -> None:
     if vocabulary is not None and vocabulary.size > config.vocab_size:
         raise VocabMismatchError(
             f"{where}: the tokenizer has {vocabulary.size} ids, the embedding "

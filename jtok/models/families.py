@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jtok.errors import CheckpointError, UnsupportedCheckpointError, near
+from jtok.models import mamba
 from jtok.models.weights import Weight
-from jtok.nn import DecoderConfig
+from jtok.nn import DecoderConfig, MambaConfig
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
@@ -16,18 +17,20 @@ class Family(NamedTuple):
     """One `model_type`.
 
     Attributes:
-      read: fields of `config.json` -> fields of `DecoderConfig`.
-      write: `DecoderConfig` -> fields of `config.json`.
+      read: fields of `config.json` -> fields of the configuration.
+      write: the configuration -> fields of `config.json`.
       weights: the table, in the order in which tensors are written.
       ignored: patterns of tensors that hold nothing (buffers, tied copies).
       prefix: what some files put before every name, and others leave out.
+      config: class of the configuration; its type names the `Backbone`.
     """
 
     read: Callable[[Fields], Fields]
-    write: Callable[[DecoderConfig], Fields]
+    write: Callable[[Any], Fields]
     weights: tuple[Weight, ...]
     ignored: tuple[str, ...] = ()
     prefix: str = ""
+    config: type = DecoderConfig
 
 
 _ACTIVATIONS = {
@@ -237,6 +240,7 @@ FAMILIES: dict[str, Family] = {
         (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),
         prefix="transformer.",
     ),
+    "mamba": Family(mamba.read, mamba.write, mamba.WEIGHTS, config=MambaConfig),
 }
 
 

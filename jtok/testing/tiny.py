@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 
@@ -11,20 +12,22 @@ from jtok.text import Vocabulary
 __all__ = ["tiny_config", "tiny_model", "tiny_vocabulary"]
 
 
-def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> nn.DecoderConfig:
-    """A two-layer decoder of width 32: the shape that tests share.
+def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
+    """A two-layer model of width 32: the shape that tests share.
 
     Args:
       vocab_size: rows of the embedding.
-      family: "llama", "qwen2" or "gpt2".
+      family: "llama", "qwen2", "gpt2" or "mamba".
 
     Returns:
-      `DecoderConfig`.
+      `DecoderConfig`, or `MambaConfig`.
 
     Example:
       >>> tiny_config(vocab_size=10).vocab_size
       10
     """
+    if family == "mamba":
+        return _tiny_mamba(vocab_size)
     config = nn.DecoderConfig(
         family=family,
         vocab_size=vocab_size,
@@ -42,6 +45,18 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> nn.DecoderCon
     return nn.DecoderConfig(family=family, **translated)
 
 
+def _tiny_mamba(vocab_size: int) -> nn.MambaConfig:
+    return nn.MambaConfig(
+        vocab_size=vocab_size,
+        width=32,
+        num_layers=2,
+        inner_width=64,
+        state_size=8,
+        dt_rank=2,
+        tied=False,
+    )
+
+
 @functools.lru_cache(maxsize=32)
 def tiny_model(
     *, vocab_size: int = 96, family: str = "llama", seed: int = 0, scale: float = 4.0
@@ -50,7 +65,7 @@ def tiny_model(
 
     Args:
       vocab_size: rows of the embedding.
-      family: "llama", "qwen2" or "gpt2".
+      family: "llama", "qwen2", "gpt2" or "mamba".
       seed: of the parameters.
       scale: factor on the initial weights of the blocks; larger is peakier.
 
@@ -63,7 +78,13 @@ def tiny_model(
     """
     config = tiny_config(vocab_size=vocab_size, family=family)
     model = models.init(config, jax.random.key(seed))
-    grown = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, model.params)
+
+    def grow(path: Any, leaf: jax.Array) -> jax.Array:
+        # A_log is the logarithm of a rate: grown, a state would forget at once.
+        weight = leaf.ndim > 1 and getattr(path[-1], "key", None) != "A_log"
+        return leaf * scale if weight else leaf
+
+    grown = jax.tree_util.tree_map_with_path(grow, model.params)
     return dataclasses.replace(model, params=grown)
 
 
