@@ -3,6 +3,7 @@
 from jtok.models.backbone import Backbone, backbone_of
 from jtok.models.checkpoint import config_from, init, load, save
 from jtok.models.families import FAMILIES, Family, family_of
+from jtok.models.foreign import TextCache, logits_target
 from jtok.models.mamba import MambaCache
 from jtok.models.model import (
     Cache,
@@ -31,6 +32,7 @@ __all__ = [
     "StepOutput",
     "Taps",
     "Target",
+    "TextCache",
     "backbone_of",
     "commit",
     "config_from",
@@ -38,6 +40,7 @@ __all__ = [
     "init",
     "init_cache",
     "load",
+    "logits_target",
     "model_target",
     "save",
     "split_layers",

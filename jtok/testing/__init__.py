@@ -19,6 +19,7 @@ from jtok.testing.drafters import (
     random_drafter,
 )
 from jtok.testing.goldens import Golden, load_golden
+from jtok.testing.recurrent import RecurrentCache, recurrent_target
 from jtok.testing.tiny import tiny_config, tiny_model, tiny_vocabulary
 from jtok.testing.tolerances import assert_close, tolerance
 
@@ -27,6 +28,7 @@ __all__ = [
     "CountingCache",
     "Difference",
     "Golden",
+    "RecurrentCache",
     "adversary_drafter",
     "assert_close",
     "assert_token_guarantee",
@@ -39,6 +41,7 @@ __all__ = [
     "load_golden",
     "oracle_drafter",
     "random_drafter",
+    "recurrent_target",
     "steps",
     "tiny_config",
     "tiny_model",
