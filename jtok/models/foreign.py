@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array
 
-from jtok.errors import ArgumentError, ArgumentTypeError, check
+from jtok.errors import ArgumentError, check
 from jtok.models.target import Info, StepInput, StepOutput, Target
 
 __all__ = ["TextCache", "logits_target"]
@@ -80,7 +80,6 @@ def logits_target(
       `Target`; equal arguments give the same one.
 
     Raises:
-      ArgumentTypeError: `apply` is not a function.
       ArgumentError: a number out of range; while tracing, logits of another shape.
 
     Example:
@@ -90,11 +89,6 @@ def logits_target(
       >>> generate(target, [2], max_new_tokens=3).tokens.tolist()
       [3, 4, 5]
     """
-    if not callable(apply):
-        raise ArgumentTypeError(
-            f"apply: got {type(apply).__name__}, expected a function of (params, ids, "
-            "positions, mask)."
-        )
     check(vocab_size >= 1, "vocab_size", vocab_size, "at least 1")
     check(max_len is None or max_len >= 1, "max_len", max_len, "None or at least 1")
 
@@ -111,7 +105,7 @@ def logits_target(
         if nodes.ids is None:
             raise ArgumentError("vectors: got some, expected ids: the model takes ids.")
         places = cache.length[:, None] + jnp.arange(nodes.ids.shape[1])[None]
-        ids, positions, mask = _text(cache, nodes, places)
+        ids, positions, mask = _text(cache, nodes, nodes.ids, places)
         if max_len is not None:
             positions = jnp.minimum(positions, max_len - 1)
         logits = apply(params, ids, positions, mask)
@@ -132,7 +126,7 @@ def _put(buffer: Array, places: Array, values: Array) -> Array:
 
 
 def _text(
-    cache: TextCache, nodes: StepInput, places: Array
+    cache: TextCache, nodes: StepInput, new: Array, places: Array
 ) -> tuple[Array, Array, Array]:
     """Committed tokens, then the nodes, then zeros; with positions, and who sees whom.
 
@@ -141,7 +135,7 @@ def _text(
     batch, slots = cache.ids.shape
     index = jnp.arange(slots)
     held = index[None] < cache.length[:, None]
-    ids = _put(jnp.where(held, cache.ids, 0), places, nodes.ids)
+    ids = _put(jnp.where(held, cache.ids, 0), places, new)
     positions = _put(
         jnp.broadcast_to(index[None], (batch, slots)), places, nodes.positions
     )

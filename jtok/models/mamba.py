@@ -156,7 +156,8 @@ def _run_block(
 ) -> tuple[Array, nn.MambaSteps, dict[str, Array]]:  # fmt: skip
     tap, read = core.recording(taps, index)
     block = nn.MambaBlock(config)
-    x, steps = block.apply({"params": layer}, x, memory, mask, tap)
+    made: Any = block.apply({"params": layer}, x, memory, mask, tap)
+    x, steps = made
     return constrain(x, "batch", "seq", "embed"), steps, read
 
 

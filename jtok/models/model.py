@@ -97,13 +97,14 @@ class Output:
       logits: float32 `[batch, seq or 1, vocab]`, or None for `logits="none"`.
       hidden: `[batch, seq, dim]` after the final norm.
       taps: site -> `[layers, ...]`, (site, layer) -> that layer's activation.
-      cache: the cache with the new tokens pending, or None.
+      cache: the cache with the new tokens pending (of a recurrent model, its memory),
+        or None.
     """
 
     logits: jax.Array | None
     hidden: jax.Array
     taps: dict[Any, jax.Array]
-    cache: Cache | None
+    cache: PyTree
 
 
 class Taps(NamedTuple):

@@ -18,6 +18,7 @@ from jtok.testing import (
     assert_close,
     assert_token_guarantee,
     compare,
+    extra_slots_drafter,
     oracle_drafter,
     steps,
     tiny_model,
@@ -28,7 +29,7 @@ BUDGET = 32
 MODES = {"greedy": 0.0, "sampled": 1.0, "mixed": [1.0, 0.0, 0.7, 1.3]}
 LOOKUP = prompt_lookup(5)
 # A small vocabulary repeats itself; large weights make the past count.
-MODEL = functools.partial(tiny_model, family="mamba", vocab_size=12, scale=10.0)
+MODEL = functools.partial(tiny_model, family="mamba", vocab_size=12, scale=7.0)
 
 
 @functools.lru_cache
@@ -67,7 +68,7 @@ def test_drafts_change_nothing_but_the_calls(mode):
     assert_token_guarantee(plain, out)
     assert compare(plain, out) == []  # no near-ties with this model and these seeds
     assert out.guarantee == "token" and plain.stats.tokens_per_call == 1
-    assert out.stats.tokens_per_call > 1.05
+    assert out.stats.calls < plain.stats.calls
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sampled"])
@@ -121,7 +122,9 @@ def test_after_every_step_the_state_is_that_of_a_fresh_prefill():
         wanted = fresh_memory(tuple(state.tokens.ids[row, :length].tolist()))
         for layer, fresh in zip(state.cache.layers, wanted, strict=True):
             for held, new in zip(layer, fresh, strict=True):
-                assert_close(held[row], new[0], atol=1e-5, rtol=1e-5)
+                # Entries are sums that cancel: their rounding is that of the largest.
+                size = max(1.0, float(np.abs(new).max()))
+                assert_close(held[row], new[0], atol=1e-5 * size)
 
 
 def test_a_finished_row_keeps_its_state_bit_by_bit():
@@ -146,6 +149,13 @@ def test_a_finished_row_keeps_its_state_bit_by_bit():
 )
 def test_trees_are_refused_with_what_to_use(drafter):
     with pytest.raises(ArgumentError, match=r"expected chains.* prompt_lookup\(\)"):
+        generate(MODEL(), PROMPTS, max_new_tokens=4, drafter=drafter)
+
+
+def test_extra_slots_are_refused():
+    """A mask token after the root sees the root; a state would have seen the drafts."""
+    drafter = extra_slots_drafter(token_recycling(2, Tree.chain(2)))
+    with pytest.raises(ArgumentError, match="or extra slots, expected chains"):
         generate(MODEL(), PROMPTS, max_new_tokens=4, drafter=drafter)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jtok import models
 from jtok.decode import generate, prompt_lookup, token_recycling
-from jtok.errors import ArgumentError, ArgumentTypeError
+from jtok.errors import ArgumentError
 from jtok.models import Info, StepInput, StepOutput, Target, logits_target, model_target
 from jtok.ops import Tree
 from jtok.testing import assert_close, assert_token_guarantee, tiny_model
@@ -224,8 +224,6 @@ def test_the_cache_is_the_text():
 
 
 def test_bad_arguments():
-    with pytest.raises(ArgumentTypeError, match="apply: got int, expected a function"):
-        logits_target(3, vocab_size=4)
     with pytest.raises(ArgumentError, match="vocab_size: got 0"):
         logits_target(nnx_apply, vocab_size=0)
     with pytest.raises(ArgumentError, match="max_len: got 0"):
