@@ -435,8 +435,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="text-cache-keeps-nodes-in-step-order",
         slug="foundation",
         path="jtok/models/foreign.py",
-        before="chosen = jnp.take_along_axis(cache.pending, jnp.maximum(path, 0), axis=1)",
-        after="chosen = cache.pending[:, : path.shape[1]]",
+        before="take_along_axis(cache.pending, jnp.maximum(path, 0), axis=1)",
+        after="asarray(cache.pending[:, : path.shape[1]])",
         killed_by="tests/models/test_foreign.py::test_the_cache_is_the_text",
     ),
 )

@@ -89,19 +89,17 @@ def test_right_drafts_are_all_accepted():
     assert out.stats.row_calls.tolist() == [BUDGET // 4] * len(PROMPTS)
 
 
-@functools.lru_cache
-def fresh_memory(ids):
+@jax.jit
+def memory_after(model, ids, count):
     """What a single pass over the ids leaves, per layer."""
-    target, params = MODEL().target(), MODEL().params
-    cache = target.init_cache(params, 1, 1)
+    cache = models.init_cache(model.config, *ids.shape)
+    path = jnp.arange(ids.shape[1])[None]
+    return models.commit(model(ids, cache=cache).cache, path, count).layers
+
+
+def fresh_memory(ids):
     padded = jnp.asarray([[*ids, *[0] * (128 - len(ids))]])
-    path = jnp.arange(128)[None]
-
-    def run(params, ids, count):
-        out = MODEL().replace(params=params)(ids, cache=cache)
-        return models.commit(out.cache, path, count).layers
-
-    return jax.jit(run)(params, padded, jnp.array([len(ids)]))
+    return memory_after(MODEL(), padded, jnp.array([len(ids)]))
 
 
 def test_after_every_step_the_state_is_that_of_a_fresh_prefill():
@@ -119,7 +117,7 @@ def test_after_every_step_the_state_is_that_of_a_fresh_prefill():
         if length == 0:
             assert not any(x[row].any() for x in jax.tree.leaves(state.cache.layers))
             continue
-        wanted = fresh_memory(tuple(state.tokens.ids[row, :length].tolist()))
+        wanted = fresh_memory(state.tokens.ids[row, :length])
         for layer, fresh in zip(state.cache.layers, wanted, strict=True):
             for held, new in zip(layer, fresh, strict=True):
                 # Entries are sums that cancel: their rounding is that of the largest.
