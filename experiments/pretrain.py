@@ -39,11 +39,11 @@ SOURCES = (
     "experiments/corpus.py",
     "jtok/models/*.py",
     "jtok/nn/*.py",
-    "jtok/ops/unembed.py",
+    "jtok/ops/unembed/*.py",
     "jtok/text/*.py",
     "jtok/train/*.py",
 )
-MINUTES = {"smoke": 0.3, "small": 4, "full": 30}
+MINUTES = {"smoke": 0.3, "draft": 2, "small": 4, "full": 30}
 
 END_OF_TEXT = "<|endoftext|>"
 _TOKENIZER_CHARACTERS = 3_000_000
@@ -98,6 +98,8 @@ PRESETS = {
         sample_tokens=16,
     ),
     "small": Config(),
+    # One layer over the same vocabulary: what drafts for the small model.
+    "draft": Config(layers=1, width=96, heads=2, kv_heads=2, hidden=256),
     "full": Config(
         vocabulary=8192,
         layers=12,
@@ -209,8 +211,9 @@ def _train(config: Config, corpus: Corpus, folder: Path) -> None:
         keep=1,
         metrics_file=folder / "metrics.jsonl",
     )
+    # Every process has a part of the arrays; the first writes.
+    jtok.models.save(model.replace(params=result.trainable), folder / "model")
     if jax.process_index() == 0:
-        jtok.models.save(model.replace(params=result.trainable), folder / "model")
         shutil.rmtree(folder / "training")
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ _OPTIONS = (
     "--out",
     "--mesh",
     "--distributed",
+    "--wait",
     "--commit",
 )
 
@@ -90,7 +92,7 @@ def _dispatch(words: list[str]) -> int:
     preset = options.preset or "small"
     config = _configure(entry, preset, rest)
     if options.distributed:
-        _start_distributed()
+        _start_distributed(options.wait)
     with _mesh(options.mesh):
         folder = run_experiment(entry, preset, config, options.out)
     if options.commit and _is_first_process():
@@ -189,6 +191,13 @@ def _frame_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs"), help="where reports go (runs)")
     add("--mesh", metavar="AXIS=N,...", help="devices by axis, e.g. data=4,model=2")
     add("--distributed", action="store_true", help="start jax.distributed first")
+    add(
+        "--wait",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="how long --distributed waits for the other processes (300)",
+    )
     add("--commit", action="store_true", help="keep results.json in the repository")
     return parser
 
@@ -249,7 +258,7 @@ def _run_all(entries: Mapping[str, Entry], options: argparse.Namespace) -> int:
     """Runs every experiment that has the preset; the small LM first."""
     preset = options.preset or "small"
     if options.distributed:
-        _start_distributed()
+        _start_distributed(options.wait)
     failed = 0
     with _mesh(options.mesh):
         for slug in sorted(entries, key=lambda slug: (slug != "pretrain", slug)):
@@ -364,22 +373,41 @@ def _is_first_process() -> bool:
     return not _is_distributed() or jax.process_index() == 0
 
 
-def _start_distributed() -> None:
+def _start_distributed(wait: int) -> None:
     """Joins the other processes; it must be the first thing that JAX does."""
     import jax
 
-    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, index = (os.environ.get(name) for name in names)
+    who = "the other processes" if count is None else f"process {index} of {count}"
+    where = "" if address is None else f" at {address}"
+    advice = (
+        "Start the same command on every worker at the same time (see tpu/README.md); "
+        f"outside a TPU pod or a known scheduler set {names[0]}=host:port, {names[1]} "
+        f"and {names[2]}, in each its own."
+    )
+    print(f"joining: {who}{where}, waiting up to {wait} s", flush=True)
+
+    def give_up() -> None:
+        late = f"not all processes came within {wait} s"
+        print(f"error: --distributed: {late}. {advice}", file=sys.stderr, flush=True)
+        os._exit(USAGE_ERROR)
+
+    # JAX's own timeout ends the process inside the C++ runtime, without advice.
+    clock = threading.Timer(wait, give_up)
+    clock.daemon = True
+    clock.start()
     try:
         # On a TPU pod or under a scheduler all three are found by JAX itself.
         jax.distributed.initialize(
             num_processes=None if count is None else int(count),
             process_id=None if index is None else int(index),
+            initialization_timeout=wait + 60,
         )
     except (ValueError, RuntimeError) as error:
-        raise ArgumentError(
-            f"--distributed: {error} Outside a TPU pod or a known scheduler set "
-            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
-        ) from error
+        raise ArgumentError(f"--distributed: {error} {advice}") from error
+    finally:
+        clock.cancel()
     print(f"process {jax.process_index()} of {jax.process_count()}", flush=True)
 
 

@@ -23,7 +23,6 @@ cores, plus 4 to train the model once.
 """
 
 import dataclasses
-import json
 import os
 import time
 from typing import Any, NamedTuple
@@ -33,8 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jtok
-from experiments.pretrain import PRESETS as PRETRAIN
-from experiments.pretrain import held_out_prompts, small_lm
+from experiments.targets import load_target, prompts_by_domain, repeated_ngrams
 from jtok import nn, testing
 from jtok.decode import (
     Drafter,
@@ -48,7 +46,6 @@ from jtok.decode import (
     token_recycling,
     tune_template,
 )
-from jtok.errors import DataNotFoundError
 from jtok.ops import Tree
 
 CLAIMS = (
@@ -62,6 +59,7 @@ CLAIMS = (
     "wall_clock_30m",
 )
 SOURCES = (
+    "experiments/targets.py",
     "jtok/decode/calibrate.py",
     "jtok/decode/drafters.py",
     "jtok/decode/generate.py",
@@ -70,10 +68,10 @@ SOURCES = (
     "jtok/decode/templates.py",
     "jtok/decode/types.py",
     "jtok/decode/verify.py",
-    "jtok/ops/attention.py",
+    "jtok/ops/attention/*.py",
     "jtok/ops/sampling.py",
     "jtok/ops/tree.py",
-    "jtok/ops/unembed.py",
+    "jtok/ops/unembed/*.py",
     "jtok/models/model.py",
     "jtok/models/target.py",
 )
@@ -165,8 +163,14 @@ def run(config: Config, report: Any) -> None:
       config: what to decode.
       report: where the figures go.
     """
-    model = _model(config, report)
-    domains = _prompts(model, config, report)
+    model = load_target(config.model, report, small=config.small, dtype=config.dtype)
+    if not config.model:
+        _report_bits(model, report)
+    # The first prompts of a domain are for choosing the tree.
+    count = config.prompts + config.tune_prompts
+    domains = prompts_by_domain(
+        model, report, count=count, tokens=config.prompt_tokens, seed=config.seed
+    )
     runs: dict[tuple[float, str, str], Run] = {}
     for temperature in (0.0, 1.0):
         for name, prompts in report.progress(
@@ -182,27 +186,11 @@ def run(config: Config, report: Any) -> None:
     _report_oracle(hits, config, report)
 
 
-def _model(config: Config, report: Any) -> jtok.models.Model:
-    name = config.model
-    if not name:
-        folder = small_lm(PRETRAIN["small" if config.small else "smoke"])
-        report.artifact("small_lm", folder.parent.name)
-        _report_bits(folder, report)
-    elif name.startswith("data:"):
-        folder = testing.data(name.removeprefix("data:"))
-        report.data(name.removeprefix("data:"), folder / "model.safetensors")
-    else:
-        folder = name
-        report.artifact("model", name)
-    return jtok.models.load(folder, dtype=config.dtype)
-
-
-def _report_bits(folder: Any, report: Any) -> None:
+def _report_bits(model: jtok.models.Model, report: Any) -> None:
     """The held-out quality of the small model stands beside what it shows."""
     from experiments.corpus import standard_library
     from jtok import train
 
-    model = jtok.models.load(folder)
     corpus = standard_library()
     row = {}
     for kind in ("code", "english"):
@@ -211,33 +199,6 @@ def _report_bits(folder: Any, report: Any) -> None:
         row[f"{kind}, bits per byte"] = round(bits, 3)
     row["parameters"] = model.num_params
     report.table("The small model on held-out text", [row])
-
-
-def _prompts(
-    model: jtok.models.Model, config: Config, report: Any
-) -> dict[str, list[np.ndarray]]:
-    """Ids of the prompts of every domain; the first are for choosing the tree."""
-    count = config.prompts + config.tune_prompts
-    texts = {
-        kind: held_out_prompts(kind, count=count, seed=config.seed)
-        for kind in ("code", "english")
-    }
-    for kind, some in texts.items():
-        report.data(f"standard library, held-out {kind}", "\n".join(some).encode())
-    try:
-        path = testing.data("tasks/gsm8k_train.jsonl")
-    except DataNotFoundError:
-        report.text("School maths (GSM8K) is left out: its file is not there.")
-    else:
-        report.data("tasks/gsm8k_train.jsonl", path)
-        lines = path.read_text(encoding="utf-8").splitlines()
-        # Checkpoints among the data were trained on GSM8K, maybe on these questions.
-        texts["maths"] = [
-            f"Question: {json.loads(line)['question']}\nAnswer:"
-            for line in lines[-count:]
-        ]
-    encode = lambda text: model.vocabulary.encode(text)[-config.prompt_tokens :]
-    return {kind: [encode(text) for text in some] for kind, some in texts.items()}
 
 
 def _decode(
@@ -291,18 +252,6 @@ def _methods(
     }  # fmt: skip
 
 
-def _repeated(prompt: np.ndarray, out: Generated, size: int = 4) -> float:
-    """Share of emitted 4-grams that stood before, in prompt or output."""
-    ids = np.concatenate([prompt, out.tokens]).tolist()
-    seen: set[tuple[int, ...]] = set()
-    repeats = 0
-    for end in range(size, len(ids) + 1):
-        gram = tuple(ids[end - size : end])
-        repeats += end > len(prompt) and gram in seen
-        seen.add(gram)
-    return repeats / max(len(out.tokens), 1)
-
-
 def _ratio(first: list[Run], second: list[Run], seed: int = 0) -> tuple[float, Any]:
     """Ratio of tokens per call, with a 95 % bootstrap interval over prompts."""
     one = np.concatenate([r.per_prompt for r in first])
@@ -324,7 +273,9 @@ def _report_calls(runs: Any, domains: Any, config: Config, report: Any) -> None:
         plain = runs[temperature, domain, "plain"]
         prompts = domains[domain][config.tune_prompts :]
         slots = sum(o.stats.slots for o in made.outs)
-        repeated = np.mean([_repeated(p, o) for p, o in zip(prompts, plain.outs)])
+        repeated = np.mean(
+            [repeated_ngrams(p, o.tokens) for p, o in zip(prompts, plain.outs)]
+        )
         rows.append(
             {
                 "temperature": temperature,

@@ -9,6 +9,7 @@ __all__ = [
     "DataNotFoundError",
     "JtokError",
     "MissingFileError",
+    "TemplateError",
     "TreeError",
     "UnsupportedCheckpointError",
     "UnsupportedImplementationError",
@@ -33,6 +34,10 @@ class ArgumentTypeError(JtokError, TypeError):
 
 class TreeError(ArgumentError):
     """A draft tree is malformed: an orphan, a duplicate or a parent after its child."""
+
+
+class TemplateError(ArgumentError):
+    """A chat template refuses the messages, is damaged, or does too much."""
 
 
 class VocabMismatchError(ArgumentError):

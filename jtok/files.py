@@ -24,7 +24,7 @@ except ImportError:  # not POSIX: atomic renames still hold, locks do nothing
 __all__ = ["folder_lock", "recover_folder", "replace_folder", "write_atomic"]
 
 # What a failed write looks like when the caller's own code does the writing.
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -62,7 +62,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temp)
             raise
-        _sync_folder(target.parent)
+        # The new bytes stand; no error may say that the old ones do.
+        with contextlib.suppress(OSError):
+            _sync_folder(target.parent)
 
 
 @contextlib.contextmanager
@@ -101,7 +103,7 @@ def replace_folder(
         with folder_lock(target):
             temp, alive = _new_temp_folder(target)
     try:
-        with _as_write_error(target, only=_DISK_ERRORS):
+        with _as_write_error(target, only=DISK_ERRORS), _named(temp, target):
             yield temp
         with _as_write_error(target):
             _sync_tree(temp)
@@ -220,6 +222,18 @@ def _as_write_error(
         ) from error
 
 
+@contextlib.contextmanager
+def _named(temp: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
+    """Errors speak of the folder that was asked for, not of the hidden one."""
+    try:
+        yield
+    except WriteError as error:
+        text = str(error)
+        if str(temp) not in text:
+            raise
+        raise WriteError(text.replace(str(temp), str(target))) from error
+
+
 def _check_replaceable(target: pathlib.Path, marker: str | None) -> None:
     if target.exists() and not target.is_dir():
         raise WriteError(f"path: {str(target)!r} is a file, expected a folder.")
@@ -317,13 +331,13 @@ def _swap(temp: pathlib.Path, target: pathlib.Path) -> None:
     """Moves `temp` to `target`; the caller holds the lock."""
     backup = _backup_of(target)
     _settle(target)
-    if target.exists():
-        os.rename(target, backup)
-        _sync_folder(target.parent)
     try:
+        if target.exists():
+            os.rename(target, backup)
+            _sync_folder(target.parent)
         os.rename(temp, target)
     except BaseException:
-        if backup.exists():
+        if not target.exists() and backup.exists():
             os.rename(backup, target)
         raise
     # From here the new content stands: what is left of the old is only litter.
@@ -409,8 +423,8 @@ def _open_lock(target: pathlib.Path, *, shared: bool, wait: bool) -> int | None:
             if shared:
                 return None
             raise WriteError(
-                f"path: cannot make the lock {str(lock)!r} ({error.strerror}); "
-                "expected a folder that can be written."
+                f"path: cannot write {str(target)!r}, its lock {lock.name!r} cannot be "
+                f"made ({error.strerror}); expected a folder that can be written."
             ) from error
         try:
             fcntl.flock(handle, operation | (0 if wait else fcntl.LOCK_NB))

@@ -1,5 +1,6 @@
 """From predictions to emitted tokens, losslessly and in fewer calls."""
 
+from jtok.decode.ahead import lower_decode
 from jtok.decode.calibrate import (
     CostCurve,
     Tuned,
@@ -8,9 +9,12 @@ from jtok.decode.calibrate import (
     prune_template,
     tune_template,
 )
+from jtok.decode.draft_model import DraftState, draft_model
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
+from jtok.decode.dynamic import Dynamic, dynamic, grow_tree
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
+from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
 from jtok.decode.recycling import (
     RecyclingState,
     draft_tokens,
@@ -19,6 +23,18 @@ from jtok.decode.recycling import (
     token_recycling,
     update_table,
 )
+from jtok.decode.rejection import (
+    Walk,
+    check_q,
+    node_laws,
+    rejection,
+    sequential,
+    walk_drafts,
+)
+from jtok.decode.rules import exact, rule_for
+from jtok.decode.serve import serve
+from jtok.decode.sessions import Session
+from jtok.decode.stream import Event, stream
 from jtok.decode.templates import recycling_template
 from jtok.decode.types import (
     Accepted,
@@ -30,39 +46,64 @@ from jtok.decode.types import (
     Tokens,
     Verdict,
 )
+from jtok.decode.typical import accept_typical, typical
 from jtok.decode.verify import EXACT, accept, truncate
 
 __all__ = [
     "EXACT",
     "Accepted",
     "CostCurve",
+    "DraftState",
     "Drafter",
+    "Dynamic",
+    "Event",
     "Generated",
     "Needs",
+    "Processor",
     "Proposal",
     "RecyclingState",
     "Rule",
     "Sampling",
+    "Session",
     "SpecBenchSummary",
     "Stats",
     "Tokens",
     "Tuned",
     "Verdict",
+    "Walk",
     "accept",
+    "accept_typical",
+    "allow_tokens",
+    "check_q",
     "choose_template",
     "cost_curve",
+    "dfa",
+    "draft_model",
     "draft_tokens",
+    "dynamic",
+    "exact",
     "find_continuation",
     "generate",
+    "grow_tree",
     "load_table",
+    "lower_decode",
     "no_drafter",
+    "node_laws",
     "prompt_lookup",
     "prune_template",
     "recycling_template",
+    "rejection",
+    "rule_for",
     "save_table",
+    "sequential",
+    "serve",
     "spec_bench_summary",
+    "spelling_dfa",
+    "stream",
     "token_recycling",
     "truncate",
     "tune_template",
+    "typical",
     "update_table",
+    "walk_drafts",
 ]

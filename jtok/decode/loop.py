@@ -10,87 +10,38 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array
 
-from jtok.decode import verify
-from jtok.decode.types import Drafter, Proposal, Rule, Tokens, Verdict
+from jtok.decode import shaping, verify
+from jtok.decode.record import empty_extras, record
+from jtok.decode.state import Batch, Rules, State
+from jtok.decode.types import Drafter, Proposal, Tokens, Verdict
 from jtok.models import StepInput, Target
-from jtok.ops import Tree, Want
+from jtok.ops import Readout, Tree, Want, readout_logits
 
-__all__ = ["Batch", "Rules", "State", "runner"]
+__all__ = ["Batch", "Held", "Rules", "Runner", "State", "into", "runner"]
 
 PyTree = Any
 
 
-class Rules(NamedTuple):
-    """Static choices of a run; they select what is compiled.
-
-    Attributes:
-      rule: how drafts are accepted.
-      gaps: record how close every choice was.
-      capacity: slots a row.
-      chunk: prompt tokens a prefill step.
-    """
-
-    rule: Rule
-    gaps: bool
-    capacity: int
-    chunk: int
-
-
 @struct.dataclass
-class Batch:
-    """What a run is given, per row.
+class Held:
+    """What an earlier run left of the texts of a batch.
 
     Attributes:
-      tokens: the prompts, and how rows choose.
-      budget: `[batch]` int32 most tokens to emit.
-      stop_ids: `[stops]` int32, -1 for none.
-      drafter: parameters of the drafter, or None.
+      cache: the target's; its capacity may be smaller than that of the run.
+      length: `[batch]` int32 tokens of the prompts that it holds, fewer than a prompt
+        has.
     """
 
-    tokens: Tokens
-    budget: jax.Array
-    stop_ids: jax.Array
-    drafter: PyTree = None
-
-
-@struct.dataclass
-class State:
-    """Everything that changes while decoding.
-
-    Attributes:
-      tokens: prompts and what was emitted.
-      cache: the target's, holding all tokens of a row but the newest.
-      drafter: the drafter's.
-      live: `[batch]` bool.
-      stopped: `[batch]` bool, a stop id was emitted.
-      calls: `[batch]` int32 decode steps while live.
-      slots: `[batch]` int32 query slots of these steps.
-      call_of: `[batch, capacity]` int32 the call that emitted each token.
-      gaps: `[batch, capacity]` float32 score gap of each emitted token.
-      emitted_per_call: `[depth + 2]` int32 histogram over calls.
-      node_hits: `[nodes]` int32 how often each node was on the accepted path.
-      steps: int32 steps of the loop so far.
-    """
-
-    tokens: Tokens
     cache: PyTree
-    drafter: PyTree
-    live: jax.Array
-    stopped: jax.Array
-    calls: jax.Array
-    slots: jax.Array
-    call_of: jax.Array
-    gaps: jax.Array
-    emitted_per_call: jax.Array
-    node_hits: jax.Array
-    steps: jax.Array
+    length: jax.Array
 
 
 class Runner(NamedTuple):
     """Compiled halves of a run.
 
     Attributes:
-      start: `(params, Batch, inherited state or None) -> State`, prompts processed.
+      start: `(params, Batch, inherited state or None, Held or None) -> State`, prompts
+        processed.
       advance: `(params, Batch, State, limit) -> State`; runs until every row is done
         or `limit` steps were made in all. `State` is donated.
     """
@@ -127,6 +78,7 @@ def _start(
     params: PyTree,
     batch: Batch,
     inherited: PyTree,
+    held: Held | None = None,
 ) -> State:
     tokens, drafter = batch.tokens, drafter.bind(batch.drafter)
     rows, capacity = tokens.ids.shape
@@ -135,7 +87,11 @@ def _start(
         state = drafter.inherit(state, inherited)
     proposal, _ = jax.eval_shape(drafter.propose, state, tokens)
     cache = target.init_cache(params, rows, capacity)
-    cache, state = _prefill(target, drafter, rules, params, batch, cache, state)
+    if held is not None:
+        cache = jax.tree.map(into, cache, held.cache)
+    done = None if held is None else held.length
+    cache, state = _prefill(target, drafter, rules, params, batch, cache, state, done)
+    how = batch.shaping
     zeros = functools.partial(jnp.zeros, dtype=jnp.int32)
     return State(
         tokens=tokens,
@@ -150,7 +106,16 @@ def _start(
         emitted_per_call=zeros(proposal.deepest + 2),
         node_hits=zeros(proposal.tokens.shape[1]),
         steps=zeros(()),
+        seen=shaping.start(target.info, tokens, how, rules.processor),
+        extras=empty_extras(rules, rows),
     )
+
+
+def into(fresh: Array, old: Array) -> Array:
+    """An old buffer, moved into a larger one where it grew."""
+    if fresh.shape == old.shape:
+        return old
+    return jax.lax.dynamic_update_slice(fresh, old, (0,) * fresh.ndim)
 
 
 def _prefill(
@@ -161,8 +126,9 @@ def _prefill(
     batch: Batch,
     cache: PyTree,
     state: PyTree,
+    done: Array | None = None,
 ) -> tuple[PyTree, PyTree]:
-    """Feeds all prompt tokens but the last, a chunk at a time."""
+    """Feeds all prompt tokens but the last and the first `done`, a chunk at a time."""
     tokens, width = batch.tokens, rules.chunk
     rows = tokens.ids.shape[0]
     todo = tokens.count - 1
@@ -175,6 +141,8 @@ def _prefill(
     def feed(index: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         cache, state = carry
         positions = jnp.broadcast_to(index * width + offsets[None], (rows, width))
+        if done is not None:
+            positions = positions + done[:, None]
         valid = positions < todo[:, None]
         ids = jnp.take_along_axis(tokens.ids, positions, axis=1, mode="clip")
         step = StepInput(ids, positions, causal, valid)
@@ -192,7 +160,8 @@ def _prefill(
             state = drafter.update(state, verdict)
         return cache, state
 
-    num_chunks = (jnp.max(todo) + width - 1) // width
+    left = jnp.max(todo if done is None else todo - done)
+    num_chunks = (left + width - 1) // width
     return jax.lax.fori_loop(0, num_chunks, feed, (cache, state))
 
 
@@ -255,10 +224,16 @@ def _step(
     hidden = out.hidden[:, :nodes]
     how = tokens.sampling
     draw = None if how is None else how.draw(start, depth, proposal.deepest)
-    want = Want(draw, top_k=drafter.needs.top_k, rows=rules.rule.rows, gap=rules.gaps)
-    read = target.readout(params, hidden, want)
-    accepted = rules.rule.accept(proposal, read, tokens)
+    reads_rows = rules.rule.rows and how is not None
+    want = Want(draw, top_k=drafter.needs.top_k, rows=reads_rows, gap=rules.gaps)
     produced = tokens.count - batch.tokens.count
+    if rules.dense:
+        read, rows = _shaped(
+            target, rules, params, batch, state, proposal, hidden, want, produced
+        )
+    else:
+        read, rows = target.readout(params, hidden, want), None
+    accepted = rules.rule.accept(proposal, read, tokens)
     count, stopped = verify.truncate(
         accepted, live=live, budget=batch.budget - produced, stop_ids=batch.stop_ids
     )
@@ -276,8 +251,34 @@ def _step(
         taps=out.taps,
     )
     drafter_state = drafter.update(drafter_state, verdict)
-    state = dataclasses.replace(state, drafter=drafter_state, cache=cache)
-    return _record(state, batch, verdict, stopped, live)
+    seen = shaping.advance(
+        state.seen, batch.shaping, rules.processor,
+        emitted=accepted.emitted, count=count,
+    )  # fmt: skip
+    state = dataclasses.replace(state, drafter=drafter_state, cache=cache, seen=seen)
+    return record(state, batch, verdict, stopped=stopped, live=live, rows=rows)
+
+
+def _shaped(
+    target: Target,
+    rules: Rules,
+    params: PyTree,
+    batch: Batch,
+    state: State,
+    proposal: Proposal,
+    hidden: Array,
+    want: Want,
+    produced: Array,
+) -> tuple[Readout, Array]:
+    """A readout of changed logits, and the unchanged ones of every node."""
+    raw: Any = target.readout(params, hidden, Want(rows=True)).rows
+    logits = raw
+    if rules.shapes:
+        logits = shaping.shape_logits(
+            raw, proposal, state.seen, batch.shaping, rules.processor,
+            produced=produced, stop_ids=batch.stop_ids,
+        )  # fmt: skip
+    return readout_logits(logits, want), raw
 
 
 def _with_extra(step: Any, extra: Any) -> StepInput:
@@ -292,42 +293,4 @@ def _with_extra(step: Any, extra: Any) -> StepInput:
         jnp.concatenate([step.positions, extra.positions], axis=1),
         jnp.concatenate([top, extra.allow], axis=1),
         jnp.concatenate([step.valid, extra.valid], axis=1),
-    )
-
-
-def _record(
-    state: State, batch: Batch, verdict: Verdict, stopped: Array, live: Array
-) -> State:
-    """Appends what was emitted and counts it."""
-    old, count = state.tokens, verdict.count
-    kept = jnp.arange(verdict.path.shape[1])[None] < count[:, None]
-    path = jnp.maximum(verdict.path, 0)
-
-    def append(buffer: Array, new: Array) -> Array:
-        new = jnp.where(kept, new, 0).astype(buffer.dtype)
-        write = lambda row, some, at: jax.lax.dynamic_update_slice(row, some, (at,))
-        return jax.vmap(write)(buffer, new, old.count)
-
-    tokens = dataclasses.replace(
-        old, ids=append(old.ids, verdict.emitted), count=old.count + count
-    )
-    calls = jnp.broadcast_to(state.calls[:, None], kept.shape)
-    gaps = state.gaps
-    if verdict.readout.gap is not None:
-        gaps = append(gaps, jnp.take_along_axis(verdict.readout.gap, path, axis=1))
-    spent = tokens.count - batch.tokens.count >= batch.budget
-    nodes = verdict.tokens.shape[1]
-    hits = jnp.where(kept, 1, 0)
-    return dataclasses.replace(
-        state,
-        tokens=tokens,
-        live=live & ~stopped & ~spent,
-        stopped=state.stopped | stopped,
-        calls=state.calls + live,
-        slots=state.slots + live * nodes,
-        call_of=append(state.call_of, calls),
-        gaps=gaps,
-        emitted_per_call=state.emitted_per_call.at[count].add(live.astype(jnp.int32)),
-        node_hits=state.node_hits.at[path].add(hits),
-        steps=state.steps + 1,
     )

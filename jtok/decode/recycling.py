@@ -34,6 +34,7 @@ from jtok.errors import (
 )
 from jtok.models import Info
 from jtok.ops import Tree
+from jtok.ops.sharding import constrain
 from jtok.text import Vocabulary
 
 __all__ = [
@@ -265,9 +266,12 @@ def update_table(
         each = lambda t, i, r, v: update_table(t, i[None], r[None], v[None])
         return jax.vmap(each)(table, tokens, rows, valid)
     vocab, width = table.shape
-    flat, flat_rows = tokens.reshape(-1), rows.reshape(-1, width)
+    # Every device holds the table: it gets the few new rows of all others.
+    flat = constrain(tokens.reshape(-1), None)
+    flat_rows = constrain(rows.reshape(-1, width), None, None)
+    valid = constrain(valid.reshape(-1), None)
     order = jnp.arange(flat.size, dtype=jnp.int32) + 1
-    order = jnp.where(valid.reshape(-1), order, 0)
+    order = jnp.where(valid, order, 0)
     # A maximum does not depend on the order of a scatter, an assignment does.
     last = jnp.zeros(vocab, jnp.int32).at[flat].max(order)
     wins = (last[flat] == order) & (order > 0)

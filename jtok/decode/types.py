@@ -98,8 +98,10 @@ class Proposal:
       valid: `[batch, nodes]` bool; an invalid node is never accepted.
       parent: `[batch, nodes]` int32 with -1 at the root, or None.
       depth: `[batch, nodes]` int32, or None.
-      q: `[batch, nodes, vocab]` the law each token was drawn from; None for a point
-        mass.
+      q: `[batch, nodes, vocab]` float32, the law that each token was really drawn
+        from, after the drafter's own temperature and filters; None for a point mass.
+        Siblings, in order of their nodes, are draws from the same law. The root's
+        row is not read.
       extra: further slots to run (mask tokens): `extra.allow` is
         `[batch, extra, nodes + extra]`. They are never verified and never kept.
       tree: static tree, or None.
@@ -186,12 +188,15 @@ class Rule(NamedTuple):
     Attributes:
       accept: `(Proposal, Readout, Tokens) -> Accepted`.
       guarantee: "token", "distribution" or "none"; see `Generated.guarantee`.
-      rows: whether `accept` reads all logits of every node (`Readout.rows`).
+      rows: whether `accept` reads all logits of every node (`Readout.rows`) where a
+        row samples.
+      needs_q: whether a drafter must say what law it drew from (`Proposal.q`).
     """
 
     accept: Callable[[Proposal, Readout, Tokens], Accepted]
     guarantee: str
     rows: bool = False
+    needs_q: bool = False
 
 
 class Needs(NamedTuple):
@@ -238,6 +243,8 @@ class Drafter(NamedTuple):
     inherit: Callable[[PyTree, PyTree], PyTree] | None = None
     gave_up: Callable[[PyTree], jax.Array] | None = None
     params: PyTree = None
+    calls: int = 0
+    vocabulary: str | None = None
 
     def bind(self, params: PyTree) -> "Drafter":
         """The drafter whose functions take no parameters any more.

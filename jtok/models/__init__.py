@@ -1,7 +1,7 @@
 """Whole backbones, their caches, and checkpoints in the Hugging Face format."""
 
 from jtok.models.backbone import Backbone, backbone_of
-from jtok.models.checkpoint import config_from, init, load, save
+from jtok.models.checkpoint import abstract, config_from, init, load, save
 from jtok.models.families import FAMILIES, Family, family_of
 from jtok.models.foreign import TextCache, logits_target
 from jtok.models.mamba import MambaCache
@@ -16,6 +16,7 @@ from jtok.models.model import (
     split_layers,
     stack_layers,
 )
+from jtok.models.scoring import Scores, encode, score
 from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
 
 __all__ = [
@@ -28,14 +29,17 @@ __all__ = [
     "MambaCache",
     "Model",
     "Output",
+    "Scores",
     "StepInput",
     "StepOutput",
     "Taps",
     "Target",
     "TextCache",
+    "abstract",
     "backbone_of",
     "commit",
     "config_from",
+    "encode",
     "family_of",
     "init",
     "init_cache",
@@ -43,6 +47,7 @@ __all__ = [
     "logits_target",
     "model_target",
     "save",
+    "score",
     "split_layers",
     "stack_layers",
 ]

@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jtok.errors import CheckpointError, UnsupportedCheckpointError
+from jtok.errors import (
+    CheckpointError,
+    MissingFileError,
+    UnsupportedCheckpointError,
+)
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -32,6 +36,8 @@ _QUANTISED_NAMES = re.compile(
     r".*\.(qweight|qzeros|weight_packed|SCB|weight\.absmax|weight\.quant_map)"
 )
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format
+_MAX_RANK = 32
+_MAX_EXTENT = 2**62  # what NumPy can count, times an element's bytes
 
 
 class Entry(NamedTuple):
@@ -53,10 +59,13 @@ def map_file(file: pathlib.Path) -> mmap.mmap:
                     f"{file}: truncated, it has {size} bytes and its header 8 or more."
                 )
             return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{file}: it is gone.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{file}: cannot be read ({reason}).") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,23 +85,33 @@ def read_header(file: pathlib.Path, view: mmap.mmap) -> dict[str, Entry]:
             f"{file}: truncated, it has {len(view)} bytes, of {data} for its header."
         )
     try:
-        header = json.loads(view[8:data], object_pairs_hook=_unique)
-        header.pop("__metadata__", None)
-        entries = {
-            name: _entry_of(file, name, entry, data) for name, entry in header.items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        text = view[8:data].decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged header ({error}).") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: damaged header, expected a JSON object.")
+    header.pop("__metadata__", None)
+    entries = {
+        name: _entry_of(file, name, entry, data) for name, entry in header.items()
+    }
     _check_layout(file, entries, data, len(view))
     return entries
 
 
-def _entry_of(
-    file: pathlib.Path, name: str, entry: Mapping[str, Any], data: int
-) -> Entry:
-    dtype = str(entry["dtype"])
+def _entry_of(file: pathlib.Path, name: str, entry: Any, data: int) -> Entry:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype = fields.get("dtype")
+    shape, offsets = map(_counts, map(fields.get, ("shape", "data_offsets")))
+    if (
+        not isinstance(dtype, str)
+        or shape is None
+        or offsets is None
+        or len(shape) > _MAX_RANK
+        or len(offsets) != 2
+    ):
+        shown = json.dumps(entry)[:200]
+        raise CheckpointError(f"{file}: damaged header, {name[:200]!r} is {shown}.")
     if _QUANTISED_DTYPES.fullmatch(dtype) or _QUANTISED_NAMES.fullmatch(name):
         raise UnsupportedCheckpointError(
             f"{file}: {name!r} is quantised ({dtype}); expected the unquantised "
@@ -102,9 +121,16 @@ def _entry_of(
         raise UnsupportedCheckpointError(
             f"{file}: {name!r} has the type {dtype!r}, expected {', '.join(DTYPES)}."
         )
-    shape = tuple(int(extent) for extent in entry["shape"])
-    start, stop = (data + int(offset) for offset in entry["data_offsets"])
+    start, stop = (data + offset for offset in offsets)
     return Entry(file, DTYPES[dtype], shape, start, stop)
+
+
+def _counts(value: Any) -> tuple[int, ...] | None:
+    """A list of integers that are not negative, else None."""
+    if not isinstance(value, list):
+        return None
+    good = all(type(item) is int and 0 <= item < _MAX_EXTENT for item in value)
+    return tuple(value) if good else None
 
 
 def _check_layout(
@@ -114,8 +140,10 @@ def _check_layout(
     end = start
     for name, entry in sorted(entries.items(), key=lambda item: item[1][3:]):
         count = math.prod(entry.shape) * entry.dtype.itemsize
-        negative = any(extent < 0 for extent in entry.shape)
-        if negative or entry.start != end or entry.stop - entry.start != count:
+        # An empty tensor too must have a shape that NumPy takes.
+        extents = math.prod(max(extent, 1) for extent in entry.shape)
+        huge = extents * entry.dtype.itemsize >= _MAX_EXTENT
+        if huge or entry.start != end or entry.stop - entry.start != count:
             raise CheckpointError(
                 f"{file}: damaged header, {name!r} {entry.shape} {entry.dtype} cannot "
                 f"lie at bytes {entry.start} to {entry.stop}."

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,26 +14,40 @@ import numpy as np
 
 from jtok import files, nn
 from jtok.errors import (
+    ArgumentError,
     ArgumentTypeError,
     CheckpointError,
     MissingFileError,
     VocabMismatchError,
+    WriteError,
     check,
 )
 from jtok.models import mamba, storage, weights
 from jtok.models.backbone import backbone_of
 from jtok.models.families import FAMILIES, family_of
+from jtok.models.fields import Fields, check_types, read_text
 from jtok.models.model import GenerationConfig, Model, parsed, split_layers
-from jtok.ops.sharding import shard_tree
+from jtok.ops.sharding import (
+    abstract_tree,
+    check_split,
+    entered_mesh,
+    onto_mesh,
+    sharding_for,
+)
 from jtok.text import Vocabulary
 
-__all__ = ["config_from", "init", "load", "save"]
+__all__ = ["abstract", "config_from", "init", "load", "save"]
 
 PyTree = Any
 _DTYPES = ("float32", "bfloat16")
+_UNEMBED = ("unembed/kernel",)
 
 # Logical names of the axes of a parameter, by the end of its path.
 _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    ("router/kernel", ("embed", None)),
+    ("expert_gate/kernel", ("experts", "embed", "mlp")),
+    ("expert_up/kernel", ("experts", "embed", "mlp")),
+    ("expert_down/kernel", ("experts", "mlp", "embed")),
     ("embed/tokens", ("vocab", "embed")),
     ("embed/positions", (None, "embed")),
     ("unembed/kernel", ("vocab", "embed")),
@@ -64,6 +79,28 @@ def param_axes(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
+def axis_units(config: Any) -> dict[str, int]:
+    """What devices share as wholes: fewer key-value heads than devices stay whole."""
+    names = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
+    return {axis: getattr(config, name, 1) for axis, name in names.items()}
+
+
+def check_mesh(config: Any) -> None:
+    """Refuses a mesh that does not divide the heads; not every model has any."""
+    if hasattr(config, "num_heads"):
+        check_split("heads", config.num_heads)
+
+
+def place_params(params: PyTree, config: Any) -> PyTree:
+    """Parameters on the current mesh; those that lie on it keep their layout.
+
+    Raises:
+      ArgumentError: the mesh does not divide the heads.
+    """
+    check_mesh(config)
+    return onto_mesh(params, param_axes(params), units=axis_units(config))
+
+
 def config_from(fields: Mapping[str, Any], *, dtype: str | None = None) -> Any:
     """Translates the fields of a `config.json`.
 
@@ -77,8 +114,8 @@ def config_from(fields: Mapping[str, Any], *, dtype: str | None = None) -> Any:
 
     Raises:
       UnsupportedCheckpointError: an unknown family or option.
-      CheckpointError: a field is missing.
-      ArgumentError: another `dtype`.
+      CheckpointError: a field is missing, or of a type that it cannot have.
+      ArgumentError: another `dtype`, or sizes that contradict each other.
 
     Example:
       >>> from jtok.testing import tiny_model
@@ -87,22 +124,45 @@ def config_from(fields: Mapping[str, Any], *, dtype: str | None = None) -> Any:
       >>> config_from(fields).width
       32
     """
-    fields = dict(fields)
+    fields = fields if isinstance(fields, Fields) else Fields(fields)
     stored = str(fields.get("dtype") or fields.get("torch_dtype") or "float32")
     if dtype is None:
         dtype = "bfloat16" if stored.endswith("bfloat16") else "float32"
     check(dtype in _DTYPES, "dtype", dtype, " or ".join(map(repr, _DTYPES)))
-    family = family_of(fields)
+    family = family_of(fields, where=fields.where)
     try:
-        translated = family.read(fields)
+        translated = family.read(fields.checked())
+    except KeyError as missing:  # from a copy of the fields
+        raise CheckpointError(f"{fields.where}: there is no field {missing}.") from None
+    check_types(translated, family.config, where=fields.where)
+    try:
+        config = family.config(
+            family=fields["model_type"],
+            dtype=dtype,
+            source=json.dumps(fields),
+            **translated,
+        )
+    except ArgumentError as error:
+        raise ArgumentError(f"{fields.where}: {error}") from error
+    if isinstance(config, nn.DecoderConfig):
+        _check_rotary(config, fields.where)
+    return config
+
+
+def _check_rotary(config: nn.DecoderConfig, where: str) -> None:
+    """Refuses a scaling that lacks numbers, or gives none."""
+    if config.positions != "rotary":
+        return
+    try:
+        with np.errstate(all="ignore"):
+            found = nn.rotary_frequencies(64, config.rope_theta, config.rotary_scaling)
     except KeyError as missing:
-        raise CheckpointError(f"config.json: there is no field {missing}.") from None
-    return family.config(
-        family=fields["model_type"],
-        dtype=dtype,
-        source=json.dumps(fields),
-        **translated,
-    )
+        raise CheckpointError(f"{where}: the rotary scaling lacks {missing}.") from None
+    if not np.isfinite(found).all():
+        raise CheckpointError(
+            f"{where}: rope_theta={config.rope_theta} and {config.rotary_scaling} give "
+            "frequencies that are not finite."
+        )
 
 
 def _init_params(config: Any, key: jax.Array) -> PyTree:
@@ -118,14 +178,15 @@ def init_decoder(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
     def normal(key: jax.Array, *shape: int) -> jax.Array:
         return (0.02 * jax.random.normal(key, shape)).astype(config.dtype)
 
-    def layer(key: jax.Array) -> PyTree:
+    def layer(index: int, key: jax.Array) -> PyTree:
         heads = (1, 1, config.num_heads, config.head_dim)
         attend = lambda q, k, v: (jnp.zeros(heads, q.dtype), (k, v))
-        block = nn.Block(config)
+        block = nn.Block(config, config.sparse(index))
         made = block.init(key, x, positions, attend, lambda _, value: value)["params"]
         # Residual branches start small, so that depth does not change the scale.
         shrink = (2 * config.num_layers) ** -0.5
-        for branch in (made["out"], made["mlp"]["down"]):
+        down = "expert_down" if config.sparse(index) else "down"
+        for branch in (made["out"], made["mlp"][down]):
             branch["kernel"] = branch["kernel"] * jnp.asarray(shrink, config.dtype)
         return made
 
@@ -134,7 +195,7 @@ def init_decoder(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
         embed["positions"] = normal(keys[1], config.max_positions, config.width)
     params = {
         "embed": embed,
-        "layers": tuple(layer(key) for key in keys[3:]),
+        "layers": tuple(layer(index, key) for index, key in enumerate(keys[3:])),
         "final_norm": nn.Norm(config).init(keys[2], x)["params"],
     }
     if not config.tied:
@@ -160,6 +221,8 @@ def init(
 
     Raises:
       VocabMismatchError: the tokenizer has more ids than the embedding has rows.
+      ArgumentError: the mesh does not divide the heads. (Fewer key-value heads than
+        devices are no fault: each device then has all of them.)
 
     Example:
       >>> from jtok import nn
@@ -175,12 +238,45 @@ def init(
 
 def _init(config: Any, key: jax.Array, vocabulary: Vocabulary | None) -> Model:
     _check_vocabulary(vocabulary, config, "vocabulary")
-    params = jax.jit(_init_params, static_argnums=0)(config, key)
-    params = shard_tree(params, param_axes(params))
+    check_mesh(config)
+    with entered_mesh() as mesh:
+        # Each device makes its own part: no device need hold the whole.
+        shapes = abstract(config).params
+        shardings = None if mesh is None else jax.tree.map(lambda x: x.sharding, shapes)
+        make = jax.jit(_init_params, static_argnums=0, out_shardings=shardings)
+        params = make(config, onto_mesh(key))
+    params = place_params(params, config)
     generation = GenerationConfig()
     if vocabulary is not None and "eos" in vocabulary.special:
         generation = GenerationConfig((vocabulary.special["eos"],))
     return Model(params, config, vocabulary, generation_config=generation)
+
+
+def abstract(config: nn.DecoderConfig | Mapping[str, Any]) -> Model:
+    """A model of shapes without numbers, laid out on the current mesh.
+
+    For compiling ahead of time: the mesh may be of devices that are not here, and the
+    model larger than this machine.
+
+    Args:
+      config: as for `init`.
+
+    Returns:
+      `Model` whose parameters are `jax.ShapeDtypeStruct`s, split by layer.
+
+    Raises:
+      ArgumentError: the mesh does not divide the heads.
+
+    Example:
+      >>> from jtok.testing import tiny_config
+      >>> abstract(tiny_config()).params["embed"]["tokens"].shape
+      (96, 32)
+    """
+    made = config if isinstance(config, nn.DecoderConfig) else config_from(config)
+    check_mesh(made)
+    shapes = jax.eval_shape(lambda: _init_params(made, jax.random.key(0)))
+    axes, units = param_axes(shapes), axis_units(made)
+    return Model(abstract_tree(shapes, axes, units=units), made)
 
 
 def load(
@@ -193,8 +289,9 @@ def load(
 ) -> Model:
     """Loads a hub id or a folder in the Hugging Face format, onto the current mesh.
 
-    Every tensor is checked against the configuration before one is read; layers come
-    split, ready for decoding.
+    Every tensor is checked against the configuration before one is read; each device
+    is given its part of each, so that no process holds a sharded tensor whole. Layers
+    come split, ready for decoding.
 
     Args:
       name_or_path: a folder, or a hub id such as "Qwen/Qwen2.5-0.5B".
@@ -229,16 +326,23 @@ def load(
         token=token,
         local_files_only=local_files_only,
     )
-    fields = storage.read_config(folder)
-    family = family_of(fields, where=str(folder / "config.json"))
-    vocabulary = _load_vocabulary(folder)
-    with storage.TensorFiles.open(folder) as tensors:
+    # Of a folder that is replaced meanwhile, all files are of one version.
+    with files.folder_lock(folder, shared=True):
+        fields = storage.read_config(folder)
+        family = family_of(fields, where=fields.where)
+        vocabulary = _load_vocabulary(folder)
+        generation = _generation(folder, fields)
+        opened = storage.TensorFiles.open(folder)
+    with opened as tensors:
         config = config_from(fields, dtype=dtype or _stored_dtype(tensors))
+        check_mesh(config)
         _check_vocabulary(vocabulary, config, str(folder))
+        _check_sizes(config, tensors, fields.where)
         shapes = jax.eval_shape(lambda: _init_params(config, jax.random.key(0)))
-        plan = tuple(weights.plan_tensors(family.weights, shapes))
+        plan = tuple(weights.plan_tensors(family.weights, shapes, config))
         found = {_prefixed(name, plan, family.prefix): name for name in tensors.names()}
-        ignored = family.ignored + (("lm_head.weight",) if config.tied else ())
+        heads = (row.name for row in family.weights if row.paths == _UNEMBED)
+        ignored = (*family.ignored, *(heads if config.tied else ()))
         weights.check_names(
             {name: tensors.shape(file) for name, file in found.items()},
             plan,
@@ -246,13 +350,32 @@ def load(
             ignored=ignored,
             where=str(folder),
         )
-        params = _read_params(tensors, plan, found, shapes, config.dtype)
-    return Model(
-        params,
-        config,
-        vocabulary,
-        generation_config=_generation(folder, fields),
-    )
+        params = _read_params(tensors, plan, found, shapes, config)
+    return Model(params, config, vocabulary, generation_config=generation)
+
+
+def _check_sizes(
+    config: nn.DecoderConfig, tensors: storage.TensorFiles, where: str
+) -> None:
+    """Refuses sizes that no tensor can have, before anything of that size is made."""
+    numbers = sum(math.prod(tensors.shape(name)) for name in tensors)
+    names = ("vocab_size", "width", "mlp_width", "num_experts", "expert_width")
+    # Not every kind of model has all of these.
+    extents = {name: getattr(config, name, None) or 0 for name in names}
+    extents["num_heads * head_dim"] = config.num_heads * config.head_dim
+    if config.positions == "learned":
+        extents["max_positions"] = config.max_positions
+    problems = [
+        f"{name}={extent}, and the files hold {numbers} numbers"
+        for name, extent in extents.items()
+        if extent > numbers
+    ]
+    if config.num_layers > len(tensors):
+        problems.append(
+            f"num_layers={config.num_layers}, and the files hold {len(tensors)} tensors"
+        )
+    if problems:
+        raise CheckpointError(f"{where}: its fields give {'; '.join(problems)}.")
 
 
 def _prefixed(name: str, plan: tuple[Any, ...], prefix: str) -> str:
@@ -271,21 +394,49 @@ def _read_params(
     plan: tuple[Any, ...],
     found: dict[str, str],
     shapes: PyTree,
-    dtype: str,
+    config: nn.DecoderConfig,
 ) -> PyTree:
-    """Reads one tensor at a time and places it before the next is read."""
-    axes = param_axes(shapes)
-    leaves: dict[tuple[Any, ...], jax.Array] = {}
-    for planned in plan:
-        tensor = tensors.read(found[planned.name])
-        for key, part in weights.to_leaves(planned, tensor, shapes):
-            # A copy on the host: jax may otherwise keep the memory-mapped file.
-            host = np.array(part, dtype=jnp.dtype(dtype), order="C")
-            placed = shard_tree({"x": host}, {"x": weights.get(axes, key)})["x"]
-            leaves[key] = jnp.asarray(placed)
+    """Reads every parameter, of each only what the devices of this process hold."""
+    axes, units = param_axes(shapes), axis_units(config)
+    sources = weights.sources_of(plan)
     flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     order = [tuple(getattr(p, "key", getattr(p, "idx", p)) for p in k) for k, _ in flat]
+    leaves: dict[tuple[Any, ...], jax.Array] = {}
+    # The largest first, as each is held twice for a moment: here and on its device.
+    for key in sorted(order, key=lambda key: -weights.get(shapes, key).size):
+        leaf = weights.get(shapes, key)
+
+        def read(index: tuple[slice, ...], key: Any = key) -> np.ndarray:
+            view = lambda name: tensors.view(found[name])
+            return weights.read_part(sources[key], index, shapes, config.dtype, view)
+
+        names = weights.get(axes, key)
+        sharding = sharding_for(names, shape=leaf.shape, units=units)
+        leaves[key] = _placed(read, leaf.shape, sharding)
     return jax.tree.unflatten(treedef, [leaves[key] for key in order])
+
+
+def _placed(
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    shape: tuple[int, ...],
+    sharding: Any,
+) -> jax.Array:
+    """An array whose shards are read one after the other, each part of it once."""
+    # Without aliasing, as jax may otherwise keep the host's copy for the array's.
+    if sharding is None:
+        whole = read(tuple(slice(0, extent) for extent in shape))
+        return jax.block_until_ready(jax.device_put(whole, may_alias=False))
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        spans = tuple(part.indices(extent)[:2] for part, extent in zip(index, shape))
+        holders.setdefault(spans, []).append(device)
+    shards = []
+    for spans, devices in holders.items():
+        part = read(tuple(slice(*span) for span in spans))
+        for device in devices:
+            shard = jax.device_put(part, device, may_alias=False)
+            shards.append(jax.block_until_ready(shard))
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
 def _load_vocabulary(folder: pathlib.Path) -> Vocabulary | None:
@@ -308,24 +459,34 @@ def _generation(folder: pathlib.Path, fields: dict[str, Any]) -> GenerationConfi
     read = GenerationConfig.from_dict(fields if generation is None else generation)
     if generation is None:
         return read
-    source = (folder / "generation_config.json").read_text()
+    source = read_text(folder / "generation_config.json")
     if not read.eos_token_ids:
         fallback = GenerationConfig.from_dict(fields)
         read = dataclasses.replace(read, eos_token_ids=fallback.eos_token_ids)
     return dataclasses.replace(read, source=source)
 
 
-def save(model: Model, folder: str | os.PathLike[str]) -> None:
+def save(
+    model: Model,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int | float = 5_000_000_000,
+) -> None:
     """Saves a folder that `load` and `transformers` read, replacing one that is there.
 
     What was loaded and not changed is written as it was, tensor for tensor. A kill at
-    any moment leaves the old folder or the new one.
+    any moment leaves the old folder or the new one. With several processes all call
+    it: tensors are gathered one at a time, process 0 writes, and all return together.
 
     Args:
       model: with split or stacked layers.
       folder: the folder to make; an existing one must hold a checkpoint.
+      dtype: "float32" or "bfloat16" to round or widen to; None keeps the model's.
+      max_shard_bytes: bytes after which the tensors go on in another file.
 
     Raises:
+      ArgumentError: another `dtype`, or no room for a byte in a shard.
       WriteError: the folder cannot be written; what was there still is.
 
     Example:
@@ -338,12 +499,57 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, Model):
         raise ArgumentTypeError(f"model: got {type(model).__name__}, expected a Model.")
+    if dtype is not None:
+        check(dtype in _DTYPES, "dtype", dtype, " or ".join(map(repr, _DTYPES)))
+        config = dataclasses.replace(model.config, dtype=dtype)
+        model = dataclasses.replace(model, config=config)
     params = split_layers(model.params)
     family = FAMILIES[model.config.family]
-    plan = weights.plan_tensors(family.weights, params)
+    plan = weights.plan_tensors(family.weights, params, model.config)
+    named = ((item.name, weights.to_tensor(item, params)) for item in plan)
+    if jax.process_count() == 1:
+        _write(model, folder, named, dtype, max_shard_bytes)
+        return
+    _write_together(
+        named,
+        lambda: _write(model, folder, named, dtype, max_shard_bytes),
+        os.fspath(folder),
+    )
+
+
+def _write_together(
+    named: Iterator[Any], write: Callable[[], None], folder: str
+) -> None:
+    """All processes gather, the first writes; a failure there is one everywhere."""
+    from jax.experimental import multihost_utils
+
+    fault: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            write()
+        except Exception as error:
+            fault = error
+    for _ in named:  # the others, and a first one that failed, help to gather the rest
+        pass
+    good = multihost_utils.broadcast_one_to_all(np.int32(fault is None))
+    if fault is not None:
+        raise fault
+    if not good:
+        raise WriteError(f"folder: process 0 could not write {folder!r}.")
+
+
+def _write(
+    model: Model,
+    folder: Any,
+    named: Iterator[tuple[str, np.ndarray]],
+    dtype: str | None,
+    max_shard_bytes: int | float,
+) -> None:
     with files.replace_folder(folder, marker="config.json") as staged:
-        named = ((item.name, weights.to_tensor(item, params)) for item in plan)
-        storage.write_tensors(staged, named)
+        tensors: Iterator[tuple[str, np.ndarray]] = named
+        if dtype is not None:
+            tensors = ((name, x.astype(jnp.dtype(dtype))) for name, x in named)
+        storage.write_tensors(staged, tensors, max_shard_bytes=max_shard_bytes)
         text = json.dumps(_fields(model), indent=2, sort_keys=True) + "\n"
         files.write_atomic(staged / "config.json", text)
         if model.generation_config and (source := model.generation_config.to_json()):

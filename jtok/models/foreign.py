@@ -116,7 +116,8 @@ def logits_target(
         out = StepOutput(chosen.astype(jnp.float32))
         return out, dataclasses.replace(cache, pending=nodes.ids)
 
-    return Target(init_cache, step, _commit, Info(vocab_size, max_len, trees))
+    info = Info(vocab_size, max_len, trees)
+    return Target(init_cache, step, _commit, info, rewind=_rewind)
 
 
 def _put(buffer: Array, places: Array, values: Array) -> Array:
@@ -158,3 +159,7 @@ def _commit(cache: TextCache, path: Array, count: Array) -> TextCache:
     places = jnp.where(order < count[:, None], cache.length[:, None] + order, end)
     chosen = jnp.take_along_axis(cache.pending, jnp.maximum(path, 0), axis=1)
     return TextCache(_put(cache.ids, places, chosen), cache.length + count)
+
+
+def _rewind(cache: TextCache, length: Array) -> TextCache:
+    return TextCache(cache.ids, jnp.minimum(cache.length, length))

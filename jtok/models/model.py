@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
 from jtok.models.backbone import backbone_of
+from jtok.models.fields import Fields
 from jtok.ops.attention import attention, cached_attention, write_rows
 from jtok.ops.sharding import constrain
 
@@ -29,6 +30,8 @@ __all__ = [
     "split_layers",
     "stack_layers",
 ]
+
+_NO_WINDOW = 2**30  # positions, in scanned layers that have no window
 
 PyTree = Any
 Edit = Callable[[int | Array, str, Array], Array]
@@ -53,14 +56,18 @@ class GenerationConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "GenerationConfig":
         """Reads the fields of `generation_config.json`; ids may be one or a list."""
-        eos = fields.get("eos_token_id")
-        ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-        bos = fields.get("bos_token_id")
-        return cls(
-            tuple(int(i) for i in ids),
-            bos[0] if isinstance(bos, list) else bos,
-            fields.get("pad_token_id"),
+        fields = fields if isinstance(fields, Fields) else Fields(fields)
+        eos, bos, pad = (
+            ()
+            if value is None
+            else tuple(value)
+            if isinstance(value, list)
+            else (value,)
+            for value in map(
+                fields.get, ("eos_token_id", "bos_token_id", "pad_token_id")
+            )
         )
+        return cls(eos, next(iter(bos), None), next(iter(pad), None))
 
     def to_json(self) -> str | None:
         """The text to save: the file as it was read, or None where there was none."""
@@ -161,8 +168,8 @@ class Model:
 
         Args:
           inputs: `[batch, seq]` integer ids (those outside the vocabulary are
-            clamped), or `[batch, seq, dim]` vectors in place of
-            token embeddings.
+            clamped), or `[batch, seq, dim]` vectors in place of rows of the
+            embedding; both are scaled where the model scales embeddings.
           positions: `[batch, seq]` int32; None counts from 0, or from the end of the
             cache.
           mask: `[batch, seq]` True for real tokens, or `[batch, seq, seq]` True where
@@ -257,9 +264,8 @@ def decoder_forward(
     norm = nn.Norm(config)
     hidden: Any = norm.apply({"params": params["final_norm"]}, x)
     out_cache = None if cache is None else dataclasses.replace(cache, pending=pending)
-    return Output(
-        logits_of(params, hidden, logits), hidden, named_taps(read, taps), out_cache
-    )
+    made = logits_of(params, hidden, logits, softcap=config.final_softcap)
+    return Output(made, hidden, named_taps(read, taps), out_cache)
 
 
 def check_inputs(
@@ -304,6 +310,8 @@ def _embed(
         ids = jnp.clip(inputs, 0, config.vocab_size - 1)
         x = params["embed"]["tokens"][ids]
     x = x.astype(config.dtype)
+    if config.embed_scale is not None:
+        x = x * jnp.asarray(config.embed_scale, x.dtype)  # rounded first, if narrow
     if config.positions == "learned":
         x = x + params["embed"]["positions"].at[positions].get(mode="clip")
     return x
@@ -315,15 +323,24 @@ def _attend(
     bias: Any,
     layer_cache: tuple[Array, Array] | None,
     length: Any,
+    positions: Array,
+    window: int | Array | None,
 ) -> Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]:
-    scale = config.head_dim**-0.5
+    options: dict[str, Any] = {
+        "scale": config.score_scale,
+        "softcap": config.attn_softcap,
+    }
+    if window is not None and layer_cache is None:
+        distance = positions[:, :, None] - positions[:, None, :]
+        allow = allow & (distance < window)
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
         if layer_cache is None:
-            mixed = attention(query, key, value, allow, scale=scale, bias=bias)
+            mixed = attention(query, key, value, allow, bias=bias, **options)
         else:
+            seen = {"positions": positions, "window": window, **options}
             mixed = cached_attention(
-                query, key, value, *layer_cache, length, allow, scale=scale
+                query, key, value, *layer_cache, length, allow, **seen
             )
         return mixed, (key, value)
 
@@ -347,12 +364,11 @@ def recording(
 
 
 def _run_block(
-    layer: PyTree, index: Any, config: nn.DecoderConfig, x: Array, positions: Array,
-    attend: Any, taps: Taps,
+    layer: PyTree, index: Any, block: nn.Block, x: Array, positions: Array,
+    attend: Any, taps: Taps, local: bool | Array,
 ) -> tuple[Array, Any, dict[str, Array]]:  # fmt: skip
     tap, read = recording(taps, index)
-    block = nn.Block(config)
-    x, pair = block.apply({"params": layer}, x, positions, attend, tap)
+    x, pair = block.apply({"params": layer}, x, positions, attend, tap, local)
     return constrain(x, "batch", "seq", "embed"), pair, read
 
 
@@ -363,10 +379,14 @@ def _unrolled(
     pending: list[Any] = []
     collected: dict[str, list[Array]] = {site: [] for site in taps.sites}
     for index, layer in enumerate(layers):
-        old = None if cache is None else cache.layers[index]
+        old = None if cache is None else jax.tree.map(_laid_out, cache.layers[index])
         length = None if cache is None else cache.length
-        attend = _attend(config, allow, bias, old, length)
-        x, pair, read = _run_block(layer, index, config, x, positions, attend, taps)
+        window = config.window(index)
+        attend = _attend(config, allow, bias, old, length, positions, window)
+        block, local = nn.Block(config, config.sparse(index)), window is not None
+        x, pair, read = _run_block(
+            layer, index, block, x, positions, attend, taps, local
+        )
         pending.append(pair)
         for site, value in read.items():
             collected[site].append(value)
@@ -382,15 +402,21 @@ def _scanned(
             "cache: got a cache with stacked layers, expected per-layer parameters; "
             "use jtok.models.split_layers(params)."
         )
-    attend = _attend(config, allow, bias, None, None)
+    block = nn.Block(config, config.sparse(0))  # stacked layers are of one kind
 
     def body(x: Array, item: Any) -> tuple[Array, dict[str, Array]]:
-        index, layer = item
-        x, _, read = _run_block(layer, index, config, x, positions, attend, taps)
+        index, layer, window = item
+        attend = _attend(config, allow, bias, None, None, positions, window)
+        local = False if window is None else window < _NO_WINDOW
+        x, _, read = _run_block(layer, index, block, x, positions, attend, taps, local)
         return x, read
 
     indices = jnp.arange(config.num_layers)
-    x, read = jax.lax.scan(body, x, (indices, layers))
+    windows = None
+    if config.windows:
+        sizes = [_NO_WINDOW if size is None else size for size in config.windows]
+        windows = jnp.asarray(sizes, jnp.int32)
+    x, read = jax.lax.scan(body, x, (indices, layers, windows))
     return x, None, read
 
 
@@ -418,7 +444,9 @@ def named_taps(read: dict[str, Any], taps: Taps) -> dict[Any, Array]:
     return named
 
 
-def logits_of(params: PyTree, hidden: Array, which: Any) -> Array | None:
+def logits_of(
+    params: PyTree, hidden: Array, which: Any, *, softcap: float | None = None
+) -> Array | None:
     """Float32 logits of all rows, the last, none, or those of given indices."""
     if isinstance(which, str):
         known = ("none", "last", "all")
@@ -433,7 +461,9 @@ def logits_of(params: PyTree, hidden: Array, which: Any) -> Array | None:
         rows = jnp.take_along_axis(hidden, index[..., None], axis=1)
     weight, bias = unembedding(params)
     logits = jnp.einsum("bnd,vd->bnv", rows, weight, preferred_element_type=jnp.float32)
-    return logits if bias is None else logits + bias.astype(jnp.float32)[None, None]
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)[None, None]
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 def init_cache(config: Any, batch: int, capacity: int) -> PyTree:
@@ -463,11 +493,19 @@ def init_decoder_cache(config: nn.DecoderConfig, batch: int, capacity: int) -> C
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
 
     def buffer() -> Array:
-        zeros = jnp.zeros(shape, config.dtype)
-        return constrain(zeros, "batch", "kv_heads", "seq", "head_dim")
+        return _laid_out(jnp.zeros(shape, config.dtype))
 
     layers = tuple((buffer(), buffer()) for _ in range(config.num_layers))
     return Cache(layers, jnp.zeros(batch, jnp.int32))
+
+
+def _laid_out(part: Array) -> Array:
+    """Keys or values as the mesh holds them, wherever the loop reads or writes them.
+
+    Where some place leaves it open, the compiler may choose another layout there and
+    gather the whole cache at every step.
+    """
+    return constrain(part, "batch", "kv_heads", "seq", "head_dim")
 
 
 def commit(
@@ -507,7 +545,8 @@ def commit(
 
     def keep(buffer: Array, nodes: Array) -> Array:
         rows = jnp.take_along_axis(nodes, chosen, axis=2)
-        return write_rows(buffer, rows, cache.length)
+        kept = write_rows(_laid_out(buffer), _laid_out(rows), cache.length)
+        return _laid_out(kept)
 
     layers = tuple(
         (keep(key, new_key), keep(value, new_value))
@@ -550,6 +589,9 @@ def stack_layers(params: PyTree) -> PyTree:
     Returns:
       The same parameters with `layers` one tree.
 
+    Raises:
+      ArgumentError: the layers are not of one kind: only some have experts.
+
     Example:
       >>> split = {"layers": ({"w": jnp.ones(3)}, {"w": jnp.zeros(3)})}
       >>> stack_layers(split)["layers"]["w"].shape
@@ -557,6 +599,12 @@ def stack_layers(params: PyTree) -> PyTree:
     """
     if not isinstance(params["layers"], tuple):
         return params
+    kinds = {jax.tree.structure(layer) for layer in params["layers"]}
+    if len(kinds) > 1:
+        raise ArgumentError(
+            "params: the layers have different parameters (some have experts), "
+            "expected layers of one kind; leave them split."
+        )
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *params["layers"])
     return {**params, "layers": stacked}
 

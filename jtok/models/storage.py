@@ -21,7 +21,8 @@ from jtok.errors import (
     WriteError,
     check,
 )
-from jtok.models import _safetensors
+from jtok.models import _hub, _safetensors
+from jtok.models.fields import Fields, read_object
 
 __all__ = [
     "TensorFiles",
@@ -44,6 +45,7 @@ _REFUSED_ENDINGS = {
     ".h5": "a Keras file",
     ".msgpack": "a Flax msgpack file",
 }
+_MAX_LISTED = 50  # problems of one message
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -71,8 +73,10 @@ def resolve(
 
     Raises:
       ArgumentError: neither a folder nor a valid hub id.
+      CheckpointError: a folder that may not be read.
       MissingFileError: the repository, the revision or the network is not there.
       UnsupportedCheckpointError: a file in a format that jtok does not read.
+      WriteError: the disk has no room for the download.
 
     Example:
       >>> import pathlib, tempfile
@@ -83,14 +87,17 @@ def resolve(
     name = os.fspath(name_or_path)
     path = pathlib.Path(name).expanduser()
     check(bool(name), "name_or_path", name, "a folder or a hub id")
-    if path.is_file():
+    if _is_file(path):
         _refuse_file(path)
         raise ArgumentError(
             f"name_or_path: got the file {name!r}, expected the folder it lies in."
         )
-    files.recover_folder(path)
-    if path.is_dir():
-        return path
+    try:
+        files.recover_folder(path)
+        if path.is_dir():
+            return path
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     valid = _HUB_ID.fullmatch(name) and "--" not in name and ".." not in name
     check(
         bool(valid) and len(name) <= 96,
@@ -98,17 +105,17 @@ def resolve(
         name,
         "an existing folder, or a hub id such as 'org/name'",
     )
-    return _download(name, revision, token, local_files_only, patterns)
+    return _hub.download(name, revision, token, local_files_only, patterns)
 
 
-def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(folder: str | os.PathLike[str]) -> Fields:
     """Reads `config.json`.
 
     Args:
       folder: the checkpoint.
 
     Returns:
-      Its content.
+      Its content, a dict whose fields are checked when they are asked for.
 
     Raises:
       CheckpointError: it is damaged.
@@ -124,7 +131,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
       {'model_type': 'llama'}
     """
     file = pathlib.Path(folder) / "config.json"
-    config = _read_object(file)
+    config = read_object(file)
     for part in (config, *(v for v in config.values() if isinstance(v, dict))):
         if part.get("auto_map"):
             raise UnsupportedCheckpointError(
@@ -139,7 +146,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def read_generation_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+def read_generation_config(folder: str | os.PathLike[str]) -> Fields | None:
     """Reads `generation_config.json`.
 
     Args:
@@ -157,7 +164,7 @@ def read_generation_config(folder: str | os.PathLike[str]) -> dict[str, Any] | N
       True
     """
     file = pathlib.Path(folder) / "generation_config.json"
-    return _read_object(file) if file.exists() else None
+    return read_object(file) if os.path.lexists(file) else None
 
 
 class TensorFiles:
@@ -213,18 +220,18 @@ class TensorFiles:
         """
         place = pathlib.Path(folder)
         weight_map = None
-        if (place / _WEIGHTS).is_file():
+        if _is_file(place / _WEIGHTS):
             shards = [_WEIGHTS]
-        elif (place / _INDEX).is_file():
+        elif _is_file(place / _INDEX):
             weight_map = _read_weight_map(place / _INDEX)
             shards = sorted(set(weight_map.values()))
         else:
             _refuse_folder(place)
-        absent = [name for name in shards if not (place / name).is_file()]
+        absent = [name for name in shards if not _is_file(place / name)]
         if absent:
             raise MissingFileError(
                 f"{place / _INDEX}: {len(absent)} of its {len(shards)} shards are not "
-                f"in the folder: {', '.join(absent)}."
+                f"in the folder: {_listed(absent)}."
             )
         opened = _open_shards(place, shards, weight_map)
         return cls(place, *opened)
@@ -278,14 +285,28 @@ class TensorFiles:
         Raises:
           CheckpointError: there is no such tensor.
         """
+        view = self.view(name)
+        return np.array(view if index is None else view[index])
+
+    def view(self, name: str) -> Shaped[np.ndarray, "..."]:
+        """A tensor as it lies in its mapped file, which takes no memory.
+
+        Args:
+          name: the tensor.
+
+        Returns:
+          A read-only array; it must be gone before `close`.
+
+        Raises:
+          CheckpointError: there is no such tensor.
+        """
         entry = self._entry(name)
-        view = np.frombuffer(
+        return np.frombuffer(
             self._maps[entry.file],
             entry.dtype,
             count=math.prod(entry.shape),
             offset=entry.start,
         ).reshape(entry.shape)
-        return np.array(view if index is None else view[index])
 
     def close(self) -> None:
         """Lets go of the files."""
@@ -366,29 +387,38 @@ def write_tensors(
 # ---- reading
 
 
-def _read_object(file: pathlib.Path) -> dict[str, Any]:
+def _is_file(file: pathlib.Path) -> bool:
+    """Whether it is there; a name that no disk takes, or a closed folder, is not."""
     try:
-        value = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{file}: not there; a checkpoint needs it.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: damaged or truncated ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: damaged, expected a JSON object.")
-    return value
+        return file.is_file()
+    except OSError:
+        return False
 
 
 def _read_weight_map(file: pathlib.Path) -> dict[str, str]:
-    weight_map = _read_object(file).get("weight_map")
+    weight_map = read_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file}: damaged, it has no weight_map.")
-    for shard in set(map(str, weight_map.values())):
-        if pathlib.PurePath(shard).name != shard or not shard.endswith(".safetensors"):
+    for shard in weight_map.values():
+        good = isinstance(shard, str) and pathlib.PurePath(shard).name == shard
+        if not good or not shard.endswith(".safetensors"):
             raise CheckpointError(
-                f"{file}: names the shard {shard!r}, expected a safetensors file of "
-                "the same folder."
+                f"{file}: names the shard {_short(shard)}, expected a safetensors file "
+                "of the same folder."
             )
-    return {name: str(shard) for name, shard in weight_map.items()}
+    return dict(weight_map)
+
+
+def _listed(items: Sequence[str], *, separator: str = ", ") -> str:
+    """The first of them; a damaged index may have a million."""
+    shown = [item[:400] for item in items[:_MAX_LISTED]]
+    more = len(items) - len(shown)
+    return separator.join([*shown, f"and {more} more"] if more else shown)
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _open_shards(
@@ -411,7 +441,7 @@ def _open_shards(
         if not problems:  # a damaged shard would repeat itself for each of its tensors
             problems = _disagreements(place, holders, weight_map)
         if problems:
-            raise CheckpointError("\n".join(problems))
+            raise CheckpointError(_listed(problems, separator="\n"))
     except BaseException:
         for view in maps.values():
             view.close()
@@ -450,7 +480,12 @@ def _refuse_file(file: pathlib.Path) -> None:
 
 def _refuse_folder(place: pathlib.Path) -> None:
     """No weights under the names that jtok reads: says what is there instead."""
-    present = sorted(place.iterdir()) if place.is_dir() else []
+    try:
+        present = sorted(place.iterdir())
+    except FileNotFoundError:
+        present = []
+    except OSError as error:
+        raise CheckpointError(f"{place}: cannot be read ({error.strerror}).") from error
     for child in present:
         # Trainers leave these beside weights of any format.
         if child.name not in ("training_args.bin", "optimizer.pt", "scheduler.pt"):
@@ -460,49 +495,6 @@ def _refuse_folder(place: pathlib.Path) -> None:
     raise MissingFileError(
         f"{place}: no weights there; expected {_WEIGHTS} or {_INDEX}{found}."
     )
-
-
-def _download(
-    name: str,
-    revision: str | None,
-    token: str | bool | None,
-    local_files_only: bool,
-    patterns: Sequence[str],
-) -> pathlib.Path:
-    # Imported late, as it reads the environment.
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            local_files_only=local_files_only,
-            allow_patterns=list(patterns),
-        )
-    except errors.RevisionNotFoundError as error:
-        raise MissingFileError(
-            f"revision: the hub's {name!r} has no {revision!r}."
-        ) from error
-    except errors.GatedRepoError as error:
-        raise MissingFileError(
-            f"name_or_path: {name!r} is gated on the hub; accept its terms there and "
-            "give token=."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise MissingFileError(
-            f"name_or_path: {name!r} is no folder here and not on the hub, or it is "
-            "private and token= is missing."
-        ) from error
-    except (OSError, RuntimeError, ValueError, errors.HfHubHTTPError) as error:
-        # Every way of being offline, and a cache that holds nothing of it.
-        why = "local_files_only=True" if local_files_only else "the hub did not answer"
-        raise MissingFileError(
-            f"name_or_path: {name!r} is no folder here and not among the downloaded "
-            f"ones, and {why} ({type(error).__name__}). Give a folder, or connect."
-        ) from error
-    return pathlib.Path(str(folder))
 
 
 # ---- writing

@@ -1,10 +1,12 @@
 """What a decoder runs: any model as a tuple of pure functions."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from jtok import nn
@@ -86,6 +88,8 @@ class Target(NamedTuple):
       info: static facts.
       readout: `(params, hidden, Want) -> Readout`; the default takes `hidden` as
         logits.
+      rewind: `(cache, length[batch]) -> cache` keeps the first `length` tokens of each
+        row, or all where there are fewer; None where a cache cannot forget.
 
     Example:
       >>> from jtok.testing import tiny_model
@@ -98,6 +102,7 @@ class Target(NamedTuple):
     commit: Callable[[PyTree, jax.Array, jax.Array], PyTree]
     info: Info
     readout: Callable[[PyTree, jax.Array, Want], Readout] = default_readout
+    rewind: Callable[[PyTree, jax.Array], PyTree] | None = None
 
 
 def model_target(config: Any, read: tuple[tuple[str, int], ...] = ()) -> Target:
@@ -146,8 +151,13 @@ def decoder_target(
 
     def read_out(params: PyTree, hidden: jax.Array, want: Want) -> Readout:
         weight, bias = core.unembedding(params)
-        return readout(hidden, weight, want, bias=bias)
+        cap = config.final_softcap
+        return readout(hidden, weight, want, bias=bias, softcap=cap)
+
+    def rewind(cache: core.Cache, length: jax.Array) -> core.Cache:
+        # Slots above the length are masked, and written again.
+        return dataclasses.replace(cache, length=jnp.minimum(cache.length, length))
 
     max_len = config.max_positions if config.positions == "learned" else None
     info = Info(config.vocab_size, max_len)
-    return Target(init_cache, step, core.commit, info, read_out)
+    return Target(init_cache, step, core.commit, info, read_out, rewind)

@@ -1,14 +1,15 @@
 """Weight tables: how a family names on disk what jtok keeps in a tree."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jtok.errors import CheckpointError
+from jtok.ops.sharding import to_host
 
-__all__ = ["Weight", "plan_tensors", "to_leaves", "to_tensor"]
+__all__ = ["Weight", "plan_tensors", "read_part", "sources_of", "to_tensor"]
 
 PyTree = Any
 
@@ -17,28 +18,46 @@ class Weight(NamedTuple):
     """One tensor on disk and the parameters it holds.
 
     Attributes:
-      name: tensor name, with `{layer}` where there is one a layer.
+      name: tensor name, with `{layer}` where there is one a layer, and `{expert}` where
+        there is one an expert: one row of the parameter's leading axis.
       paths: parameter paths, slash separated, relative to the layer for such tensors;
         several paths stand side by side on the last axis.
       transpose: whether the file holds `[out, in]` where the tree holds `[in, out]`.
+      by_head: several paths alternate: head 0 of each, then head 1 of each.
     """
 
     name: str
     paths: tuple[str, ...]
     transpose: bool = False
+    by_head: bool = False
 
     @property
     def per_layer(self) -> bool:
         """Whether every layer has one."""
         return "{layer}" in self.name
 
+    @property
+    def per_expert(self) -> bool:
+        """Whether every expert has one."""
+        return "{expert}" in self.name
+
 
 class Planned(NamedTuple):
-    """A tensor to read or write: its name, its row of the table, its layer or None."""
+    """A tensor to read or write.
+
+    Attributes:
+      name: on disk.
+      weight: its row of the table.
+      layer: its layer, or None.
+      expert: its expert, or None.
+      groups: how often its paths take turns on the last axis.
+    """
 
     name: str
     weight: Weight
     layer: int | None
+    expert: int | None = None
+    groups: int = 1
 
     @property
     def keys(self) -> tuple[tuple[Any, ...], ...]:
@@ -47,18 +66,25 @@ class Planned(NamedTuple):
         return tuple((*root, *path.split("/")) for path in self.weight.paths)
 
 
-def plan_tensors(table: tuple[Weight, ...], params: PyTree) -> Iterator[Planned]:
+def plan_tensors(
+    table: tuple[Weight, ...], params: PyTree, config: Any
+) -> Iterator[Planned]:
     """Every tensor that a tree of parameters is made of, in the order of the table.
 
     Rows whose parameters the tree does not have (an optional bias) are left out.
     """
     for weight in table:
         layers = range(len(params["layers"])) if weight.per_layer else (None,)
+        groups = config.num_heads if weight.by_head else 1
         for layer in layers:
-            name = weight.name if layer is None else weight.name.format(layer=layer)
-            planned = Planned(name, weight, layer)
-            if all(get(params, key) is not None for key in planned.keys):
-                yield planned
+            planned = Planned(weight.name, weight, layer, None, groups)
+            leaves = [get(params, key) for key in planned.keys]
+            if any(leaf is None for leaf in leaves):
+                continue
+            experts = range(leaves[0].shape[0]) if weight.per_expert else (None,)
+            for expert in experts:
+                name = weight.name.format(layer=layer, expert=expert)
+                yield planned._replace(name=name, expert=expert)
 
 
 def get(tree: PyTree, key: tuple[Any, ...]) -> Any:
@@ -72,25 +98,92 @@ def get(tree: PyTree, key: tuple[Any, ...]) -> Any:
 
 def disk_shape(planned: Planned, params: PyTree) -> tuple[int, ...]:
     """The shape that the tensor must have on disk."""
-    shapes = [get(params, key).shape for key in planned.keys]
+    shapes = _shapes(planned, params)
     whole = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
     return whole[::-1] if planned.weight.transpose else whole
 
 
-def to_leaves(
-    planned: Planned, tensor: np.ndarray, params: PyTree
-) -> list[tuple[tuple[Any, ...], np.ndarray]]:
-    """Cuts a tensor from disk into (key, parameter) pairs."""
-    whole = tensor.T if planned.weight.transpose else tensor
-    sizes = [get(params, key).shape[-1] for key in planned.keys]
-    parts = np.split(whole, np.cumsum(sizes)[:-1], axis=-1)
-    return [(key, part) for key, part in zip(planned.keys, parts, strict=True)]
+def _shapes(planned: Planned, params: PyTree) -> list[tuple[int, ...]]:
+    """Shapes of the parameters, of one expert where the tensor holds one."""
+    start = 0 if planned.expert is None else 1
+    return [tuple(get(params, key).shape)[start:] for key in planned.keys]
+
+
+Sources = dict[tuple[Any, ...], list[tuple[Planned, int]]]
+
+
+def sources_of(plan: Iterable[Planned]) -> Sources:
+    """For every parameter the tensors it comes from, and its place in their paths.
+
+    There is one tensor, or one an expert, in the order of the experts.
+    """
+    sources: Sources = {}
+    for planned in plan:
+        for place, key in enumerate(planned.keys):
+            sources.setdefault(key, []).append((planned, place))
+    return sources
+
+
+def read_part(
+    sources: list[tuple[Planned, int]],
+    index: tuple[slice, ...],
+    params: PyTree,
+    dtype: Any,
+    view: Callable[[str], np.ndarray],
+) -> np.ndarray:
+    """Reads a part of a parameter from the tensors that hold it, and nothing else.
+
+    Args:
+      sources: of the parameter, from `sources_of`.
+      index: slices with start and stop, one for each axis of the parameter.
+      params: tree of arrays or shapes.
+      dtype: of the result.
+      view: name of a tensor -> the tensor, as it lies in the file.
+
+    Returns:
+      A contiguous array in memory of its own.
+    """
+    part = np.empty([item.stop - item.start for item in index], dtype)
+    if sources[0][0].expert is None:
+        _copy(part, *sources[0], index, params, view)
+    else:
+        chosen = sources[index[0].start : index[0].stop]
+        for row, source in zip(part, chosen, strict=True):
+            _copy(row, *source, index[1:], params, view)
+    return part
+
+
+def _copy(
+    part: np.ndarray,
+    planned: Planned,
+    place: int,
+    index: tuple[slice, ...],
+    params: PyTree,
+    view: Callable[[str], np.ndarray],
+) -> None:
+    """Fills `part` from one tensor: one copy, which transposes and casts."""
+    sizes = [shape[-1] // planned.groups for shape in _shapes(planned, params)]
+    before, size = sum(sizes[:place]), sizes[place]
+    last = index[-1]
+    columns: Any = slice(before + last.start, before + last.stop)
+    if planned.groups > 1:
+        group, inside = np.divmod(np.arange(last.start, last.stop), size)
+        columns = group * sum(sizes) + before + inside
+    where = (*index[:-1], columns)
+    tensor = view(planned.name)
+    cut = tensor[where[::-1]].T if planned.weight.transpose else tensor[where]
+    np.copyto(part, cut, casting="unsafe")
 
 
 def to_tensor(planned: Planned, params: PyTree) -> np.ndarray:
     """Joins parameters into the tensor that goes to disk."""
-    parts = [np.asarray(get(params, key)) for key in planned.keys]
-    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    parts = []
+    for key in planned.keys:
+        leaf = get(params, key)
+        part = to_host(leaf if planned.expert is None else leaf[planned.expert])
+        parts.append(part.reshape(*part.shape[:-1], planned.groups, -1))
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    whole = joined.reshape(*joined.shape[:-2], -1)
     return np.ascontiguousarray(whole.T if planned.weight.transpose else whole)
 
 

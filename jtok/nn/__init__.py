@@ -2,6 +2,7 @@
 
 from jtok.nn.block import SITES, Block
 from jtok.nn.config import DecoderConfig
+from jtok.nn.experts import Experts, route
 from jtok.nn.layers import Linear, Mlp, Norm, activation
 from jtok.nn.mamba import (
     MAMBA_SITES,
@@ -13,13 +14,14 @@ from jtok.nn.mamba import (
     conv_history,
     rms_norm,
 )
-from jtok.nn.positions import rotary_frequencies, rotate
+from jtok.nn.positions import rotary_frequencies, rotary_gain, rotate
 
 __all__ = [
     "MAMBA_SITES",
     "SITES",
     "Block",
     "DecoderConfig",
+    "Experts",
     "Linear",
     "MambaBlock",
     "MambaConfig",
@@ -32,5 +34,7 @@ __all__ = [
     "conv_history",
     "rms_norm",
     "rotary_frequencies",
+    "rotary_gain",
     "rotate",
+    "route",
 ]

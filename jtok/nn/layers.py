@@ -71,7 +71,7 @@ class Norm(nn.Module):
     """RMS norm or layer norm over the last axis, with statistics in float32.
 
     Attributes:
-      config: supplies `norm`, `norm_eps` and the dtype of the parameters.
+      config: supplies `norm`, `norm_eps`, `norm_offset` and the parameters' dtype.
     """
 
     config: DecoderConfig
@@ -79,7 +79,8 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
         config, shape = self.config, x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape, config.dtype)
+        neutral = nn.initializers.zeros if config.norm_offset else nn.initializers.ones
+        scale = self.param("scale", neutral, shape, config.dtype)
         wide = x.astype(jnp.float32)
         if config.norm == "layer":
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
@@ -90,6 +91,8 @@ class Norm(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, shape, config.dtype)
             bias = jnp.broadcast_to(bias, y.shape)
             return (y * wide_scale + bias).astype(x.dtype)
+        if config.norm_offset:
+            return (y * (1.0 + wide_scale.astype(jnp.float32))).astype(x.dtype)
         return y.astype(x.dtype) * wide_scale
 
 

@@ -1,28 +1,50 @@
 """Array-to-array primitives: no model, no vocabulary, no state."""
 
 from jtok.ops.attention import attention, cached_attention, write_rows
+from jtok.ops.penalties import Penalties, count_tokens, node_counts, penalize
 from jtok.ops.readouts import Draw, Readout, Want, readout_logits
-from jtok.ops.sampling import filter_logits, gumbel_at, row_keys
+from jtok.ops.sampling import (
+    filter_logits,
+    gumbel_at,
+    purpose_keys,
+    row_keys,
+    uniform_at,
+)
 from jtok.ops.selective_scan import advance_state, selective_scan
 from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
-from jtok.ops.unembed import cross_entropy, readout
+from jtok.ops.unembed import (
+    VocabStatistics,
+    cross_entropy,
+    kl_divergence,
+    readout,
+    vocab_statistics,
+)
 
 __all__ = [
     "Draw",
+    "Penalties",
     "Readout",
     "Tree",
+    "VocabStatistics",
     "Want",
     "advance_state",
     "ancestor_mask",
     "ancestor_path",
     "attention",
     "cached_attention",
+    "count_tokens",
     "cross_entropy",
     "filter_logits",
     "gumbel_at",
+    "kl_divergence",
+    "node_counts",
+    "penalize",
+    "purpose_keys",
     "readout",
     "readout_logits",
     "row_keys",
     "selective_scan",
+    "uniform_at",
+    "vocab_statistics",
     "write_rows",
 ]

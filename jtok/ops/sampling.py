@@ -5,13 +5,17 @@ on the row's seed and the absolute position only. A row therefore draws the same
 whatever its batch mates, the padding, the sharding or the number of drafted nodes.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.extend import random as jex_random
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-__all__ = ["filter_logits", "gumbel_at", "row_keys"]
+__all__ = ["filter_logits", "gumbel_at", "purpose_keys", "row_keys", "uniform_at"]
 
+# Above every position, so that no purpose meets the noise of a position.
+_PURPOSES = {"accept": 2**31, "draft": 2**31 + 1}
 _TINY = jnp.finfo("float32").tiny
 
 
@@ -30,6 +34,33 @@ def row_keys(seeds: Int[Array, " batch"] | UInt32[Array, " batch"]) -> Array:
     """
     make = lambda seed: jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
     return jax.vmap(make)(seeds)
+
+
+def purpose_keys(
+    keys: UInt32[Array, "batch 2"], purpose: Literal["accept", "draft"]
+) -> UInt32[Array, "batch 2"]:
+    """Keys whose noise is independent of that of `keys`, at every position.
+
+    Args:
+      keys: `[batch, 2]` uint32 raw threefry keys (see `row_keys`).
+      purpose: "accept" (whether a drawn draft is accepted) or "draft" (what a drafter
+        draws for itself).
+
+    Returns:
+      `[batch, 2]` uint32.
+
+    Example:
+      >>> keys = row_keys(jnp.array([7]))
+      >>> bool(jnp.any(purpose_keys(keys, "draft") == keys))
+      False
+    """
+    word = _PURPOSES[purpose]
+
+    def one(key: Array) -> Array:
+        folded = jax.random.fold_in(jax.random.wrap_key_data(key), jnp.uint32(word))
+        return jax.random.key_data(folded)
+
+    return jax.vmap(one)(keys)
 
 
 def _bits_at(key: Array, ids: Array) -> Array:
@@ -66,14 +97,40 @@ def gumbel_at(
       (1, 1, 5)
     """
 
+    return -jnp.log(-jnp.log(uniform_at(keys, positions, ids)))
+
+
+def uniform_at(
+    keys: UInt32[Array, "batch 2"],
+    positions: Int[Array, "batch seq"],
+    ids: Int[Array, "batch seq choices"],
+) -> Float[Array, "batch seq choices"]:
+    """Uniform noise in [0, 1) of chosen ids at absolute positions.
+
+    Never 0: the smallest value is that of the smallest float32, as Gumbel noise needs.
+
+    Args:
+      keys: `[batch, 2]` uint32 raw threefry keys (see `row_keys`).
+      positions: `[batch, seq]` int32.
+      ids: `[batch, seq, choices]` int32, `>= 0`.
+
+    Returns:
+      `[batch, seq, choices]` float32.
+
+    Example:
+      >>> noise = uniform_at(row_keys(jnp.array([0])), jnp.array([[3]]),
+      ...                    jnp.zeros((1, 1, 1), int))
+      >>> bool((noise > 0).all() and (noise < 1).all())
+      True
+    """
+
     def one(key: Array, position: Array, some: Array) -> Array:
         folded = jax.random.fold_in(jax.random.wrap_key_data(key), position)
         bits = _bits_at(jax.random.key_data(folded), some)
         # The mantissa trick of jax.random.uniform, so that both give the same floats.
         one_bits = jnp.float32(1).view(jnp.uint32)
         floats = ((bits >> 9) | one_bits).view(jnp.float32) - 1.0
-        uniform = jnp.maximum(_TINY, floats * (1.0 - _TINY) + _TINY)
-        return -jnp.log(-jnp.log(uniform))
+        return jnp.maximum(_TINY, floats * (1.0 - _TINY) + _TINY)
 
     rows = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, 0))
     return rows(keys, positions, ids)

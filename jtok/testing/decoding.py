@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jtok.decode import Drafter, Generated, Sampling, Tokens, loop, no_drafter, verify
+from jtok.decode import (
+    EXACT,
+    Drafter,
+    Generated,
+    Rule,
+    Sampling,
+    Tokens,
+    loop,
+    no_drafter,
+)
 from jtok.errors import ArgumentError, check
 from jtok.models import Info, StepInput, StepOutput, Target
 from jtok.ops import row_keys
@@ -208,7 +217,11 @@ def _bigram_target(
             write(cache.ids, ids), write(cache.positions, positions), length
         )
 
-    return Target(init_cache, step, commit, Info(vocab_size, None, trees))
+    def rewind(cache: BigramCache, length: jax.Array) -> BigramCache:
+        return dataclasses.replace(cache, length=jnp.minimum(cache.length, length))
+
+    info = Info(vocab_size, None, trees)
+    return Target(init_cache, step, commit, info, rewind=rewind)
 
 
 def _mark(ids: jax.Array, positions: jax.Array) -> jax.Array:
@@ -267,7 +280,13 @@ def counting_target(target: Target) -> Target:
         inner = target.commit(cache.inner, path, count)
         return CountingCache(inner, cache.commits + (count > 0), cache.tokens + count)
 
-    return target._replace(init_cache=init_cache, step=step, commit=commit)
+    def rewind(cache: CountingCache, length: jax.Array) -> CountingCache:
+        if target.rewind is None:
+            raise ArgumentError("target: it cannot rewind its cache.")
+        return dataclasses.replace(cache, inner=target.rewind(cache.inner, length))
+
+    can = None if target.rewind is None else rewind
+    return target._replace(init_cache=init_cache, step=step, commit=commit, rewind=can)
 
 
 def steps(
@@ -277,6 +296,7 @@ def steps(
     *,
     max_new_tokens: int | Sequence[int],
     drafter: Drafter | None = None,
+    rule: Rule = EXACT,
     temperature: float | Sequence[float] = 0.0,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
@@ -292,6 +312,7 @@ def steps(
       prompts: ids of every row.
       max_new_tokens: for all rows, or for each.
       drafter: None decodes plainly.
+      rule: how drafts are verified.
       temperature: for all rows, or for each.
       seed: of row 0; row b takes `seed + b`.
       stop_ids: ids that end a row.
@@ -314,7 +335,7 @@ def steps(
     if np.any(temperatures > 0):
         keys = row_keys(seed + jnp.arange(count))
         sampling = Sampling(keys, jnp.asarray(temperatures))
-    rules = loop.Rules(verify.EXACT, True, capacity, chunk)
+    rules = loop.Rules(rule, True, capacity, chunk)
     ids = np.zeros((count, capacity), np.int32)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt

@@ -14,10 +14,11 @@ from jaxtyping import Array
 from jtok.decode import Drafter, Proposal, Tokens, Verdict
 from jtok.errors import check
 from jtok.models import Info, StepInput
-from jtok.ops import Tree
+from jtok.ops import Tree, gumbel_at, purpose_keys
 
 __all__ = [
     "adversary_drafter",
+    "drawn_drafter",
     "dynamic_drafter",
     "extra_slots_drafter",
     "oracle_drafter",
@@ -91,21 +92,29 @@ def _chain_of(
     rows: tuple[tuple[int, ...], ...], depth: int, vocab_size: int | None
 ) -> Drafter:
     check(depth >= 1, "depth", depth, "at least 1")
-    tree = Tree.chain(depth)
-    # Past the end of a row stands -1, which is drafted nowhere.
-    table = np.full((len(rows), max(map(len, rows)) + depth), -1, np.int32)
+    # Past the end of a row stands -1, which is drafted nowhere. Few widths, so that
+    # other rows reuse what was compiled.
+    width = -(-(max(map(len, rows)) + depth) // 64) * 64
+    table = np.full((len(rows), width), -1, np.int32)
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row
+    return _scripted_chain(depth, vocab_size)._replace(params=jnp.asarray(table))
 
-    def init(info: Info, tokens: Tokens) -> Array:
+
+@functools.lru_cache(maxsize=32)
+def _scripted_chain(depth: int, vocab_size: int | None) -> Drafter:
+    """Drafts what its parameters `[batch, width]` say, or never that."""
+    tree = Tree.chain(depth)
+
+    def init(info: Info, tokens: Tokens, table: Array) -> Array:
         del info
-        got = tokens.count.shape[0]
-        check(got == len(rows), "continuations", len(rows), f"{got} rows, one a prompt")
+        rows, got = table.shape[0], tokens.count.shape[0]
+        check(got == rows, "continuations", rows, f"{got} rows, one a prompt")
         return tokens.count
 
-    def propose(prompt: Array, tokens: Tokens) -> tuple[Proposal, Array]:
+    def propose(prompt: Array, tokens: Tokens, table: Array) -> tuple[Proposal, Array]:
         at = (tokens.count - prompt)[:, None] + jnp.arange(depth)[None]
-        known = jnp.take_along_axis(jnp.asarray(table), at, axis=1, mode="clip")
+        known = jnp.take_along_axis(table, at, axis=1, mode="clip")
         drafts = jnp.maximum(known, 0)
         if vocab_size is not None:
             drafts = (drafts + 1) % vocab_size
@@ -114,7 +123,11 @@ def _chain_of(
         valid = jnp.concatenate([jnp.ones_like(root, bool), known >= 0], axis=1)
         return Proposal(nodes, valid, tree=tree), prompt
 
-    return Drafter(init, propose, _keep)
+    def update(prompt: Array, verdict: Verdict, table: Array) -> Array:
+        del verdict, table
+        return prompt
+
+    return Drafter(init, propose, update)
 
 
 def _keep(state: Any, verdict: Verdict) -> Any:
@@ -171,6 +184,60 @@ def random_drafter(depth: int = 3, width: int = 4, seed: int = 0) -> Drafter:
         depths = jnp.broadcast_to(jnp.asarray(levels), nodes.shape)
         proposal = Proposal(nodes, valid, parent=parent, depth=depths, max_depth=depth)
         return proposal, vocab_size
+
+    return Drafter(init, propose, _keep)
+
+
+def drawn_drafter(table: np.ndarray, tree: Tree) -> Drafter:
+    """Draws every node from a table's row, siblings with replacement, and says so.
+
+    Verify it with `rejection(replacement=True)`.
+
+    Args:
+      table: `[vocab, vocab]` float32 logits of a token, by the one before it.
+      tree: of the drafts.
+
+    Returns:
+      `Drafter`; equal arguments give the same one.
+
+    Example:
+      >>> from jtok.ops import Tree
+      >>> drafter = drawn_drafter(np.eye(3), Tree.star(2))
+      >>> drafter.params is None
+      True
+    """
+    table = np.asarray(table, np.float32)
+    return _drawn_drafter(table.tobytes(), len(table), tree)
+
+
+@functools.lru_cache(maxsize=32)
+def _drawn_drafter(values: bytes, vocab: int, tree: Tree) -> Drafter:
+    table = np.frombuffer(values, np.float32).reshape(vocab, vocab)
+
+    def init(info: Info, tokens: Tokens) -> tuple[()]:
+        del info, tokens
+        return ()
+
+    def propose(state: Any, tokens: Tokens) -> tuple[Proposal, Any]:
+        rows = jnp.asarray(table)
+        batch, how = tokens.count.shape[0], tokens.sampling
+        drafts = [tokens.root]
+        for node in range(1, tree.num_nodes):
+            above, depth = tree.parent[node], int(tree.depth[node])
+            scores = rows[drafts[above]]
+            if how is not None:
+                ids = jnp.arange(vocab) + vocab * tree.rank[node]
+                noise = gumbel_at(
+                    purpose_keys(how.keys, "draft"),
+                    (tokens.count + depth - 2)[:, None],
+                    jnp.broadcast_to(ids, (batch, 1, vocab)),
+                )
+                scores = scores + noise[:, 0]
+            drafts.append(jnp.argmax(scores, axis=-1).astype(jnp.int32))
+        nodes = jnp.stack(drafts, axis=1)
+        above_of = np.maximum(np.array(tree.parent), 0)
+        q = jax.nn.softmax(rows[nodes[:, above_of]], axis=-1)
+        return Proposal(nodes, jnp.ones_like(nodes, bool), q=q, tree=tree), state
 
     return Drafter(init, propose, _keep)
 

@@ -11,13 +11,36 @@ from jtok.text import Vocabulary
 
 __all__ = ["tiny_config", "tiny_model", "tiny_vocabulary"]
 
+_LOCAL_AND_WIDE = {"windows": (6, None), "query_scale": 0.25}
+_EXPERTS = {"num_experts": 4, "experts_per_token": 2, "expert_width": 24}
+# What differs from the shared shape; what makes the family comes with its translation.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "gpt2": {"num_kv_heads": 4},
+    "gpt_neox": {
+        "num_kv_heads": 4,
+        "rotary_fraction": 0.5,
+        "parallel_residual": True,
+        "query_bias": True,
+        "out_bias": True,
+    },
+    "mistral": {"windows": (6, 6)},
+    "qwen3": {"head_dim": 16},
+    "gemma": {"head_dim": 16, "num_kv_heads": 1},
+    "gemma2": {**_LOCAL_AND_WIDE, "attn_softcap": 5.0, "final_softcap": 8.0},
+    "gemma3_text": {**_LOCAL_AND_WIDE, "rope_theta": 1e5, "local_rope_theta": 1e3},
+    "phi3": {"rotary_fraction": 0.75},
+    "mixtral": {**_EXPERTS, "mlp_width": 24},
+    "qwen3_moe": {**_EXPERTS, "experts_sum_to_one": False},
+}
+_TIED = {"qwen2", "gpt2", "gemma", "gemma2", "gemma3_text"}
+
 
 def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
     """A two-layer model of width 32: the shape that tests share.
 
     Args:
       vocab_size: rows of the embedding.
-      family: "llama", "qwen2", "gpt2" or "mamba".
+      family: a name in `jtok.models.FAMILIES`.
 
     Returns:
       `DecoderConfig`, or `MambaConfig`.
@@ -28,18 +51,19 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
     """
     if family == "mamba":
         return _tiny_mamba(vocab_size)
-    config = nn.DecoderConfig(
-        family=family,
-        vocab_size=vocab_size,
-        width=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=4 if family == "gpt2" else 2,
-        head_dim=8,
-        mlp_width=64,
-        max_positions=512,
-        tied=family != "llama",
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "width": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "mlp_width": 64,
+        "max_positions": 512,
+        "tied": family in _TIED,
+    }
+    options = _OPTIONS.get(family, {})
+    config = nn.DecoderConfig(family=family, **{**sizes, **options})
     fields = {**models.FAMILIES[family].write(config), "model_type": family}
     translated = models.FAMILIES[family].read(fields)
     return nn.DecoderConfig(family=family, **translated)
@@ -65,7 +89,7 @@ def tiny_model(
 
     Args:
       vocab_size: rows of the embedding.
-      family: "llama", "qwen2", "gpt2" or "mamba".
+      family: a name in `jtok.models.FAMILIES`.
       seed: of the parameters.
       scale: factor on the initial weights of the blocks; larger is peakier.
 

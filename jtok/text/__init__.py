@@ -1,5 +1,6 @@
 """Bytes and ids; knows no model."""
 
+from jtok.text.detokenize import Detokenizer
 from jtok.text.vocabulary import Vocabulary
 
-__all__ = ["Vocabulary"]
+__all__ = ["Detokenizer", "Vocabulary"]

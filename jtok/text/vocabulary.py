@@ -1,35 +1,25 @@
 """Bytes and ids: everything about a tokenizer that does not depend on a model."""
 
-import functools
-import hashlib
-import json
 import operator
 import os
 import pathlib
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 import tokenizers
-from jaxtyping import Bool, Int32, Integer
+from jaxtyping import Int32, Integer
 
 from jtok import files
-from jtok.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    CheckpointError,
-    check,
-)
+from jtok.errors import ArgumentError, ArgumentTypeError, check
+from jtok.text import _formats
 from jtok.text import _tokenizer_json as tj
+from jtok.text.chat import ChatTable
 
 __all__ = ["Vocabulary"]
 
-# `transformers` wants a class name to load a folder; this one fits any tokenizer.json.
-_CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
-
-class Vocabulary:
+class Vocabulary(ChatTable):
     """The tokens of a tokenizer: their bytes, their roles, and text to ids and back.
 
     Immutable, and equal and hashed by content (`hash`), so it can be static metadata
@@ -41,44 +31,6 @@ class Vocabulary:
       >>> vocabulary.decode(vocabulary.encode("the mat"))
       'the mat'
     """
-
-    def __init__(self, contents: Mapping[str, str], origin: str = tj.JSON) -> None:
-        """Reads the texts of a tokenizer's files.
-
-        Args:
-          contents: file name -> text; `tokenizer.json` must be there, the names
-            `tokenizer_config.json`, `special_tokens_map.json` and
-            `chat_template.jinja` may be.
-          origin: where they came from, for messages.
-
-        Raises:
-          CheckpointError: a text is damaged, or contradicts another.
-          UnsupportedCheckpointError: a kind of tokenizer that jtok does not read.
-        """
-        tokenizer, spec = tj.parse_tokenizer(contents[tj.JSON], origin)
-        config, roles = (
-            tj.parse_object(contents.get(name, "{}"), origin, name)
-            for name in (tj.CONFIG, tj.ROLES)
-        )
-        vocab = tokenizer.get_vocab(with_added_tokens=True)
-        surfaces = {id_: token for token, id_ in vocab.items()}
-        if len(surfaces) < len(vocab):
-            raise CheckpointError(f"{origin}: damaged, two tokens have the same id.")
-        tj.check_added(spec, vocab, origin)
-        named = tj.find_roles({**roles, **config}, vocab, origin)
-        special = {**tj.unknown_role(spec["model"], vocab), **named}
-        fields = {
-            "_contents": dict(contents),
-            "_origin": origin,
-            "_tokenizer": tokenizer,
-            "_spec": spec,
-            "_config": config,
-            "_surfaces": surfaces,
-            "_added": tokenizer.get_added_tokens_decoder(),
-            "_named_ids": frozenset(named.values()),
-            "special": types.MappingProxyType(dict(sorted(special.items()))),
-        }
-        self.__dict__.update(fields)
 
     @classmethod
     def from_json(
@@ -104,7 +56,7 @@ class Vocabulary:
         """
         contents = {tj.JSON: tokenizer_json}
         if tokenizer_config is not None:
-            contents[tj.CONFIG] = tj.dump({**_CLASS, **tokenizer_config})
+            contents[tj.CONFIG] = tj.dump({**tj.CLASS, **tokenizer_config})
         return cls(contents)
 
     @classmethod
@@ -114,24 +66,32 @@ class Vocabulary:
         pattern: str | None = None,
         specials: Mapping[str, int] | None = None,
     ) -> "Vocabulary":
-        """Reads a Hugging Face folder, or one `tokenizer.json` with its neighbours.
+        """Reads a folder or a file: a `tokenizer.json` or an older format.
 
-        Pickles and code are never read. SentencePiece, tiktoken and CLIP files are
-        not read yet.
+        In a folder, the first that is there of: `tokenizer.json`, `tokenizer.model`
+        and other SentencePiece `.model` files (BPE, Unigram), `.tiktoken` ranks,
+        `vocab.json` with `merges.txt`, BERT's `vocab.txt`, CLIP's
+        `bpe_simple_vocab_16e6.txt.gz`; its neighbours `tokenizer_config.json`,
+        `special_tokens_map.json`, `added_tokens.json` and `chat_template.jinja` count.
+        Pickles and code are never read. Ids are those of the format's own library;
+        unlike there, the text of a control token becomes that token.
 
         Args:
           path: the folder or the file.
-          pattern: split rule of formats whose file has none; not for `tokenizer.json`.
-          specials: special tokens of such formats; not for `tokenizer.json`.
+          pattern: split rule of `.tiktoken` ranks, which need one, and of `merges.txt`
+            (None is GPT-2's): `gpt2`, `cl100k`, `llama3`, `qwen2`, `o200k`, `llama4`,
+            or a regex. Others hold their own.
+          specials: control token -> id for these two formats.
 
         Returns:
           The vocabulary.
 
         Raises:
-          ArgumentError: `pattern` or `specials` given for a `tokenizer.json`.
+          ArgumentError: `pattern` or `specials` that the format lacks or does not take,
+            or a folder with several candidates.
           CheckpointError: a file is damaged; the message names it.
           MissingFileError: there is no tokenizer at `path`.
-          UnsupportedCheckpointError: the tokenizer is in another format.
+          UnsupportedCheckpointError: an option that jtok does not follow; it is named.
 
         Example:
           >>> import tempfile
@@ -142,19 +102,7 @@ class Vocabulary:
         """
         place = pathlib.Path(path).expanduser()
         files.recover_folder(place)
-        if place.is_dir():
-            file = place / tj.JSON
-        else:
-            tj.refuse_format(place)
-            file = place
-        if not file.is_file():
-            tj.refuse_folder(place)
-        for name, value in (("pattern", pattern), ("specials", specials)):
-            check(value is None, name, value, f"None: {tj.JSON} holds its own")
-        contents = {tj.JSON: tj.read_text(file)}
-        for name in (tj.CONFIG, tj.ROLES, tj.TEMPLATE):
-            if (neighbour := file.with_name(name)).is_file():
-                contents[name] = tj.read_text(neighbour)
+        contents, file = _formats.read(place, pattern, specials)
         return cls(contents, str(file))
 
     @classmethod
@@ -214,6 +162,8 @@ class Vocabulary:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json` and its neighbours, byte for byte as they were read.
 
+        What came from another format becomes the `tokenizer.json` of the same ids.
+
         Args:
           folder: an existing or new folder; other files in it stay.
 
@@ -228,199 +178,9 @@ class Vocabulary:
           ['tokenizer.json', 'tokenizer_config.json']
         """
         contents = dict(self._contents)
-        contents.setdefault(tj.CONFIG, tj.dump(_CLASS))
+        contents.setdefault(tj.CONFIG, tj.dump(tj.CLASS))
         for name, text in contents.items():
             files.write_atomic(pathlib.Path(folder) / name, text)
-
-    # ---- what the tokens are
-
-    # Filled by __init__ through __dict__: instances refuse assignment.
-    special: Mapping[str, int]
-    _contents: dict[str, str]
-    _origin: str
-    _tokenizer: tokenizers.Tokenizer
-    _spec: dict[str, Any]
-    _config: dict[str, Any]
-    _surfaces: dict[int, str]
-    _named_ids: frozenset[int]
-    _added: dict[int, tokenizers.AddedToken]
-
-    @functools.cached_property
-    def size(self) -> int:
-        """Number of ids, added tokens and gaps included: the highest id plus one."""
-        return max(self._surfaces, default=-1) + 1
-
-    @functools.cached_property
-    def kind(self) -> str:
-        """`byte_bpe`, `sentencepiece_bpe`, `wordpiece`, `unigram` or `wordlevel`.
-
-        BPE over characters is `sentencepiece_bpe` with or without byte fallback.
-        """
-        return tj.kind_of(self._spec)
-
-    @functools.cached_property
-    def pretokenizer(self) -> str:
-        """How text is split before merging.
-
-        One of `gpt2`, `llama3`, `qwen2` (their split patterns), `metaspace`, `bert`,
-        `whitespace`, `none` (not split), `other`.
-        """
-        return tj.pretokenizer_of(self._spec)
-
-    @functools.cached_property
-    def token_bytes(self) -> tuple[bytes, ...]:
-        """The bytes of every id; special tokens have their text, gaps have none."""
-        table = [b""] * self.size
-        spell = self._spell
-        for id_, surface in self._surfaces.items():
-            table[id_] = (
-                self._added_bytes(id_) if id_ in self._added else spell(surface)
-            )
-        return tuple(table)
-
-    @functools.cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that control and are no text.
-
-        Those of added tokens marked special, and of roles that the config files name;
-        an unknown token that only the model names is text.
-        """
-        marked = {id_ for id_, token in self._added.items() if token.special}
-        return frozenset(marked | self._named_ids)
-
-    @functools.cached_property
-    def missing_ids(self) -> frozenset[int]:
-        """Ids below `size` that no token has."""
-        return frozenset(set(range(self.size)) - self._surfaces.keys())
-
-    @functools.cached_property
-    def merges(self) -> tuple[tuple[bytes, bytes], ...] | None:
-        """The merge rules of a BPE, first learnt first, as bytes; None for others."""
-        if "merges" not in self._spec["model"]:
-            return None
-        spell = self._spell
-        return tuple(
-            (spell(left), spell(right)) for left, right in tj.merge_pairs(self._spec)
-        )
-
-    @functools.cached_property
-    def word_starts(self) -> Bool[np.ndarray, " size"]:
-        """`[size]` bool: the token begins a word. Read-only.
-
-        A leading space for byte-level and metaspace tokens, no `##` for WordPiece, all
-        tokens of a word-level vocabulary; never a special token or a gap.
-        """
-        if self.kind in ("wordpiece", "wordlevel"):
-            prefix = self._prefix if self.kind == "wordpiece" else ""
-            starts = [
-                id_ in self._surfaces
-                and not (prefix and self._surfaces[id_].startswith(prefix))
-                for id_ in range(self.size)
-            ]
-        else:
-            starts = [token.startswith(b" ") for token in self.token_bytes]
-        result = np.asarray(starts, bool)
-        result[list(self.special_ids)] = False
-        result.flags.writeable = False
-        return result
-
-    @functools.cached_property
-    def round_trips(self) -> bool:
-        """Whether token bytes, one after another, are the bytes of the encoded text.
-
-        True for BPE that has every byte (as such, or through `<0xNN>`) and drops no
-        character; a space before the text (metaspace) and Unicode composition (NFC)
-        are allowed. False for WordPiece, Unigram and word-level vocabularies, whose
-        token bytes are only their surface.
-        """
-        if self.kind not in ("byte_bpe", "sentencepiece_bpe"):
-            return False
-        fallback = self.kind == "byte_bpe" or tj.has_byte_fallback(self._spec)
-        single = {token for token in self.token_bytes if len(token) == 1}
-        if self.kind == "sentencepiece_bpe":
-            spelled = filter(tj.is_byte_token, self._surfaces.values())
-            single = {self._spell(token) for token in spelled}
-        return fallback and len(single) == 256 and tj.keeps_text(self._spec)
-
-    @functools.cached_property
-    def hash(self) -> str:
-        """Hex SHA-256 of what ids mean and how text becomes ids.
-
-        Covers the bytes of all ids, special ids and roles, merges (or Unigram scores),
-        the pre-tokeniser and the normaliser; the same in every process.
-        """
-        digest = hashlib.sha256()
-        scores = self._spec["model"]["vocab"] if self.kind == "unigram" else None
-        rules = (tj.split_rules(self._spec), self._spec.get("normalizer"))
-        head = (self.kind, self.pretokenizer, *rules)
-        roles = sorted(self.special.items())
-        controls = [sorted(ids) for ids in (self.special_ids, self.missing_ids)]
-        digest.update(tj.canonical([*head, roles, *controls, scores]))
-        pairs = [part for pair in self.merges or () for part in pair]
-        for group in (self.token_bytes, pairs):
-            digest.update(len(group).to_bytes(8, "little"))
-            for item in group:
-                digest.update(len(item).to_bytes(4, "little") + item)
-        return digest.hexdigest()
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja text of the chat template, the default one of several; or None."""
-        if tj.TEMPLATE in self._contents:
-            return self._contents[tj.TEMPLATE]
-        template = self._config.get("chat_template")
-        if isinstance(template, list):
-            named = {entry.get("name"): entry.get("template") for entry in template}
-            return named.get("default")
-        return template
-
-    @property
-    def tokenizer_config(self) -> dict[str, Any]:
-        """A copy of `tokenizer_config.json`; empty where there is none."""
-        return json.loads(json.dumps(self._config))
-
-    def tokenizer_json(self) -> str:
-        """The text of `tokenizer.json` exactly as it was read.
-
-        Returns:
-          The text.
-
-        Example:
-          >>> Vocabulary.train_bpe(["a b"], 257).tokenizer_json()[:1]
-          '{'
-        """
-        return self._contents[tj.JSON]
-
-    def id_of(self, token: bytes | str) -> int:
-        """The id of a token given by its bytes.
-
-        Where several ids have the same bytes, a token of the model goes before a
-        `<0xNN>` one, both before a special one; then the lowest id.
-
-        Args:
-          token: its bytes, or its text; for WordPiece also the `##` form as text.
-
-        Returns:
-          The id.
-
-        Raises:
-          ArgumentError: no token has these bytes.
-
-        Example:
-          >>> Vocabulary.train_bpe(["a b"], 257).id_of(b"!")
-          1
-        """
-        wanted = token.encode() if isinstance(token, str) else token
-        found = self._ids_by_bytes.get(wanted)
-        if isinstance(token, str) and self.kind == "wordpiece":
-            spelled = self._tokenizer.token_to_id(token)
-            found = found if spelled is None else spelled
-        if found is None:
-            raise ArgumentError(
-                f"token: got {token!r}, expected the bytes of one of the {self.size} "
-                "tokens."
-            )
-        return found
 
     # ---- text to ids and back
 
@@ -448,12 +208,10 @@ class Vocabulary:
           >>> Vocabulary.train_bpe(["a b"], 257).encode("!!")
           array([1, 1], dtype=int32)
         """
-        try:
+        with tj.guarded(_encode_error):
             encoding = self._tokenizer.encode(
                 _as_text(text), add_special_tokens=specials
             )
-        except Exception as error:  # the library raises bare Exception
-            raise _encode_error(error) from error
         return np.asarray(encoding.ids, np.int32)
 
     def encode_batch(
@@ -480,15 +238,55 @@ class Vocabulary:
             raise ArgumentTypeError(
                 "texts: got one string, expected several in a list."
             )
-        try:
+        with tj.guarded(_encode_error):
             encodings = self._tokenizer.encode_batch(
                 [_as_text(text) for text in texts], add_special_tokens=specials
             )
-        except ArgumentError:
-            raise
-        except Exception as error:
-            raise _encode_error(error) from error
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_chat(
+        self,
+        messages: Iterable[Any],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Int32[np.ndarray, " tokens"]:
+        """Ids of a conversation: what `render_chat` writes, and nothing around it.
+
+        Templates write the control tokens themselves, so none is added: BOS comes
+        once, or not at all where the template leaves it out.
+
+        Args:
+          messages: as for `render_chat`, and so the others.
+          add_generation_prompt: end with what comes before an assistant's answer.
+          tools: JSON schemas of tools.
+          template: name of one of `chat_templates`.
+          extra: more variables for the template.
+
+        Returns:
+          `[tokens]` int32.
+
+        Raises:
+          ArgumentError: there is no template, or the tokenizer cannot encode its text.
+          ArgumentTypeError: messages or variables of other types than JSON's.
+          TemplateError: the template refuses the messages, fails, or does too much.
+
+        Example:
+          >>> config = {"chat_template": "{{ messages[0].content }}!"}
+          >>> json = Vocabulary.train_bpe(["a b"], 257).tokenizer_json()
+          >>> Vocabulary.from_json(json, config).encode_chat([{"content": "!"}])
+          array([1, 1], dtype=int32)
+        """
+        text = self.render_chat(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            template=template,
+            extra=extra,
+        )
+        return self.encode(text, specials=False)
 
     def decode(
         self,
@@ -516,8 +314,9 @@ class Vocabulary:
           >>> vocabulary.decode([0, 1, 1], skip_special=False)
           '<|endoftext|>!!'
         """
-        kept = self._checked(ids, skip_special)
-        return self._tokenizer.decode(kept, skip_special_tokens=skip_special)
+        kept = self.checked_ids(ids, skip_special=skip_special)
+        with tj.guarded(_decode_error):
+            return self._tokenizer.decode(kept, skip_special_tokens=skip_special)
 
     def decode_bytes(
         self,
@@ -544,73 +343,32 @@ class Vocabulary:
           b'\\xc3\\xa9t\\xc3\\xa9'
         """
         table = self.token_bytes
-        return b"".join(table[id_] for id_ in self._checked(ids, skip_special))
-
-    # ---- as a value
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Vocabulary):
-            return NotImplemented
-        return self is other or self.hash == other.hash
-
-    def __hash__(self) -> int:
-        return int(self.hash[:15], 16)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __repr__(self) -> str:
-        return (
-            f"Vocabulary(kind={self.kind!r}, size={self.size}, hash={self.hash[:12]!r})"
+        return b"".join(
+            table[id_] for id_ in self.checked_ids(ids, skip_special=skip_special)
         )
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{name}: a Vocabulary cannot be changed.")
+    def checked_ids(
+        self,
+        ids: Iterable[SupportsIndex] | Integer[np.ndarray, " tokens"],
+        *,
+        skip_special: bool = False,
+    ) -> list[int]:
+        """Ids as plain integers, each known to be one of this vocabulary.
 
-    def __copy__(self) -> "Vocabulary":
-        return self
+        Args:
+          ids: `[tokens]` ids.
+          skip_special: leave special tokens out.
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Vocabulary":
-        return self
+        Returns:
+          The ids.
 
-    def __reduce__(self) -> tuple[type, tuple[dict[str, str], str]]:
-        return Vocabulary, (self._contents, self._origin)
+        Raises:
+          ArgumentError: an id is negative or not below `size`, or no row came.
 
-    # ---- parts
-
-    @functools.cached_property
-    def _prefix(self) -> str:
-        return self._spec["model"].get("continuing_subword_prefix") or ""
-
-    @functools.cached_property
-    def _spell(self) -> Any:
-        """The function from the printed form of a model token to its bytes."""
-        return functools.partial(
-            tj.surface_bytes,
-            kind=self.kind,
-            fallback=tj.has_byte_fallback(self._spec),
-            prefix=self._prefix,
-        )
-
-    def _added_bytes(self, id_: int) -> bytes:
-        """Literal text, but for the metaspaces that decoding turns back."""
-        token = self._added[id_]
-        metaspace = self.kind in ("sentencepiece_bpe", "unigram") and not token.special
-        text = token.content
-        return (text.replace(tj.METASPACE, " ") if metaspace else text).encode()
-
-    @functools.cached_property
-    def _ids_by_bytes(self) -> dict[bytes, int]:
-        def rank(id_: int) -> tuple[bool, bool, int]:
-            byte = tj.is_byte_token(self._surfaces[id_])
-            return id_ in self.special_ids, byte, id_
-
-        result: dict[bytes, int] = {}
-        for id_ in sorted(self._surfaces, key=rank):
-            result.setdefault(self.token_bytes[id_], id_)
-        return result
-
-    def _checked(self, ids: Iterable[SupportsIndex], skip_special: bool) -> list[int]:
+        Example:
+          >>> Vocabulary.train_bpe(["a b"], 257).checked_ids(np.array([0, 2]))
+          [0, 2]
+        """
         items = np.asarray(ids).tolist() if hasattr(ids, "__array__") else ids
         try:
             plain = [operator.index(item) for item in items]
@@ -641,7 +399,9 @@ def _as_text(text: str | bytes) -> str:
     return text
 
 
-def _encode_error(error: Exception) -> Exception:
-    if isinstance(error, ArgumentError):
-        return error
+def _encode_error(error: BaseException) -> Exception:
     return ArgumentError(f"text: the tokenizer cannot encode it: {error}.")
+
+
+def _decode_error(error: BaseException) -> Exception:
+    return ArgumentError(f"ids: the tokenizer cannot decode them: {error}.")

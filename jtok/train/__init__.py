@@ -1,5 +1,6 @@
 """Training: the loop, optimizers, checkpoints and data; it knows no method."""
 
+from jtok.train.ahead import lower_update
 from jtok.train.checkpoints import Checkpoints
 from jtok.train.data import (
     PackedRows,
@@ -24,6 +25,7 @@ __all__ = [
     "fit",
     "jsonl_documents",
     "lm_loss",
+    "lower_update",
     "matrices_only",
     "packed_batches",
     "schedule",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.ops.sharding import constrain
@@ -22,6 +23,29 @@ class Carry(NamedTuple):
     opt_state: Any
     state: Any
     step: jax.Array
+
+
+def opt_shardings(optimizer: Any, trainable: Any, mesh: Any) -> Any:
+    """Moments lie as their parameters do, counters on every device; None: no mesh."""
+    if mesh is None:
+        return None
+    whole = NamedSharding(mesh, PartitionSpec())
+    lies: list[Any] = []
+
+    def look() -> None:
+        lies.append(
+            optax.tree_utils.tree_map_params(
+                optimizer,
+                lambda _, parameter: parameter.sharding,
+                jax.eval_shape(optimizer.init, trainable),
+                trainable,
+                transform_non_params=lambda _: whole,
+            )
+        )
+
+    # Traced, as it makes arrays, and the mesh may be of devices that are not here.
+    jax.eval_shape(look)
+    return lies[0]
 
 
 def compiled_step(

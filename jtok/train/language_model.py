@@ -36,7 +36,7 @@ def lm_loss(
     Args:
       model: a `jtok.models.Model`, or anything with its `replace(params=)`,
         `model(ids, logits="none").hidden` and `unembedding()`.
-      softcap: cap of the logits, for models that have one.
+      softcap: cap of the logits; None takes `model.config.final_softcap`, if any.
       chunk: tokens a piece of the cross-entropy; None leaves that to the operation.
 
     Returns:
@@ -113,6 +113,8 @@ def _token_nats(
     tokens = constrain(tokens, "batch", None)
     hidden = model(tokens[:, :-1], logits="none", **options).hidden
     weight, bias = model.unembedding()
+    if softcap is None:
+        softcap = getattr(getattr(model, "config", None), "final_softcap", None)
     return cross_entropy(
         hidden, weight, tokens[:, 1:], bias=bias, softcap=softcap, chunk=chunk
     )
@@ -146,7 +148,7 @@ def bits_per_byte(
       stride: tokens between windows, `1 <= stride <= length`; None means half.
       batch_size: windows a call.
       start_id: the token before each text; None means the vocabulary's BOS, else EOS.
-      softcap: cap of the logits, for models that have one.
+      softcap: cap of the logits; None takes `model.config.final_softcap`, if any.
       chunk: tokens a piece of the cross-entropy; None leaves that to the operation.
 
     Returns:

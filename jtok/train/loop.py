@@ -24,7 +24,7 @@ from jtok.ops.sharding import (
     sharding_for,
 )
 from jtok.train._source import Source
-from jtok.train._step import Carry, compiled_step
+from jtok.train._step import Carry, compiled_step, opt_shardings
 from jtok.train.checkpoints import Checkpoints
 from jtok.train.metrics import MetricsLog
 
@@ -236,7 +236,7 @@ class _Run:
             # Without the barrier a state that holds the parameters would share their
             # buffers, and no buffer can be donated twice.
             lambda tree: self.optimizer.init(jax.lax.optimization_barrier(tree)),
-            out_shardings=self._opt_shardings(trainable),
+            out_shardings=opt_shardings(self.optimizer, trainable, self.mesh),
         )
         step = self._copied(np.zeros((), np.int32))
         return Carry(trainable, init(trainable), state, step)
@@ -247,19 +247,6 @@ class _Run:
         if self.mesh is None:
             return jnp.copy(leaf)
         return jnp.copy(jax.device_put(leaf, _sharding_on(leaf, self.mesh)))
-
-    def _opt_shardings(self, trainable: Any) -> Any:
-        """Moments lie as their parameters do; counters on every device."""
-        if self.mesh is None:
-            return None
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        return optax.tree_utils.tree_map_params(
-            self.optimizer,
-            lambda _, parameter: parameter.sharding,
-            jax.eval_shape(self.optimizer.init, trainable),
-            trainable,
-            transform_non_params=lambda _: whole,
-        )
 
     def resume(self, carry: Carry, checkpoints: Checkpoints) -> Carry:
         """The newest checkpoint's carry, with data and step to match; or `carry`."""

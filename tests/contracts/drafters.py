@@ -7,14 +7,22 @@ import numpy as np
 
 from jtok.decode import (
     Drafter,
+    Rule,
+    draft_model,
+    dynamic,
     no_drafter,
     prompt_lookup,
     recycling_template,
+    rejection,
+    sequential,
     token_recycling,
+    typical,
 )
 from jtok.ops import Tree
 from jtok.testing import (
     adversary_drafter,
+    bigram_target,
+    drawn_drafter,
     dynamic_drafter,
     extra_slots_drafter,
     oracle_drafter,
@@ -28,10 +36,14 @@ class Case(NamedTuple):
     Attributes:
       make: `(what plain decoding emits for every row, vocab_size) -> Drafter`.
       state: `(batch, vocab_size) -> drafter_state`, or None for a cold start.
+      rule: how its drafts are verified; None lets `generate` choose.
+      guarantee: of rows that sample.
     """
 
     make: Callable[[Any, int], Drafter]
     state: Callable[[int, int], Any] | None = None
+    rule: Rule | None = None
+    guarantee: str = "token"
 
 
 MIXED = Tree.from_paths([(0,), (1,), (3,), (0, 0), (0, 2), (1, 1), (0, 2, 0)])
@@ -54,8 +66,21 @@ def constant_table(batch: int, vocab_size: int) -> np.ndarray:
     return np.full((vocab_size, 4), vocab_size - 1, np.int32)
 
 
-def case(drafter: Drafter, state: Any = None) -> Case:
-    return Case(lambda truth, vocab_size: drafter, state)
+def case(
+    drafter: Drafter,
+    state: Any = None,
+    rule: Rule | None = None,
+    guarantee: str = "token",
+) -> Case:
+    return Case(lambda truth, vocab_size: drafter, state, rule, guarantee)
+
+
+# The table of the suite's target, and one near it: a draft model that is often right.
+VOCAB = 10
+TABLE = 2.0 * np.random.default_rng(0).normal(size=(VOCAB, VOCAB)).astype(np.float32)
+NEAR = TABLE + np.random.default_rng(1).normal(size=TABLE.shape).astype(np.float32)
+SMALLER = bigram_target(NEAR, whole_context=True)
+CHAINS_ONLY = bigram_target(NEAR, whole_context=True, trees=False)
 
 
 DRAFTERS: dict[str, Case] = {
@@ -92,4 +117,25 @@ DRAFTERS: dict[str, Case] = {
     ),
     "extra-slots-random": case(extra_slots_drafter(random_drafter(2, 3), 3)),
     "dynamic-parent": case(dynamic_drafter(token_recycling(4, MIXED)), random_table(4)),
+    "draft-model": case(draft_model(SMALLER, 3)),
+    "draft-model-chains-only": case(draft_model(CHAINS_ONLY, 2)),
+    "draft-model-tree": case(draft_model(SMALLER, tree=MIXED)),
+    "draft-model-dynamic": case(draft_model(SMALLER, tree=dynamic(3, 2, 9))),
+    "draft-model-own": case(
+        draft_model(SMALLER, 3, draw="own"), guarantee="distribution"
+    ),
+    "draft-model-own-tree": case(
+        draft_model(SMALLER, tree=MIXED, draw="own"), guarantee="distribution"
+    ),
+    "drawn-with-replacement": case(
+        drawn_drafter(NEAR, MIXED), None, rejection(replacement=True), "distribution"
+    ),
+    "random-sequential": case(random_drafter(3, 6), None, sequential(), "distribution"),
+    "recycling-typical": case(
+        # A table for each row: what is accepted depends on the drafts.
+        token_recycling(4, MIXED, per_row=True),
+        random_table(4, per_row=True),
+        typical(),
+        "none",
+    ),
 }

@@ -1,5 +1,8 @@
 """What holds for every drafter: it changes the number of calls and nothing else.
 
+Under a rule that promises less, what holds is that a row's tokens are those of a longer
+run, cut; their law has tests of its own.
+
 The target is a table whose logits depend on all tokens that a node sees and on their
 positions, so that a wrong cache, mask or position changes what is emitted. It counts
 its calls itself.
@@ -11,12 +14,11 @@ import itertools
 import numpy as np
 import pytest
 
-from jtok.decode import EXACT, generate, loop
+from jtok.decode import EXACT, generate, loop, rejection
 from jtok.errors import ArgumentError
 from jtok.testing import bigram_target, counting_target, recurrent_target, steps
-from tests.contracts.drafters import DRAFTERS
+from tests.contracts.drafters import DRAFTERS, TABLE, VOCAB
 
-VOCAB = 10
 PROMPTS = [[3], [1, 2, 3, 1, 2], [7] * 9, [4, 5, 6, 4, 5, 8, 9, 4, 5, 6, 4]]
 # A row of the sampled batch is decoded by arg-max.
 TEMPERATURES = {"greedy": 0.0, "sampled": [0.0, 1.0, 0.6, 1.5]}
@@ -32,11 +34,14 @@ FAST = {
         "oracle",
         "adversary",
         "random",
+        "draft-model-own-tree",
     ),
 }
-MEDIUM = {"greedy": ("prompt-lookup", "recycling", "random"), "sampled": DRAFTERS}
+MEDIUM = {
+    "greedy": ("prompt-lookup", "recycling", "random", "draft-model"),
+    "sampled": DRAFTERS,
+}
 
-TABLE = 2.0 * np.random.default_rng(0).normal(size=(VOCAB, VOCAB)).astype(np.float32)
 TARGET = counting_target(bigram_target(TABLE, whole_context=True))
 
 
@@ -45,7 +50,7 @@ def decode(mode, name="none", *, max_new_tokens=BUDGET, stop_ids=()):
     return generate(
         TARGET, PROMPTS, max_new_tokens=max_new_tokens,
         temperature=TEMPERATURES[mode], drafter=drafter, drafter_state=state,
-        stop_ids=stop_ids, gaps=True,
+        rule=DRAFTERS[name].rule, stop_ids=stop_ids, gaps=True,
     )  # fmt: skip
 
 
@@ -53,6 +58,21 @@ def decode(mode, name="none", *, max_new_tokens=BUDGET, stop_ids=()):
 def plain(mode):
     # More than any test emits, so that an oracle never runs dry.
     return [row.tolist() for row in decode(mode, max_new_tokens=40).tokens]
+
+
+@functools.lru_cache
+def texts(mode, name):
+    """What a drafter's runs emit: plain decoding, or a long run under its rule."""
+    if mode == "greedy" or DRAFTERS[name].guarantee == "token":
+        return plain(mode)
+    return [row.tolist() for row in decode(mode, name, max_new_tokens=40).tokens]
+
+
+def rule_of(mode, name):
+    case = DRAFTERS[name]
+    if case.rule is None and mode == "sampled" and case.guarantee == "distribution":
+        return rejection()
+    return case.rule or EXACT
 
 
 @functools.lru_cache
@@ -71,6 +91,7 @@ def walk(mode, name):
         steps(
             TARGET, None, PROMPTS, max_new_tokens=BUDGET, drafter=drafter,
             drafter_state=state, temperature=TEMPERATURES[mode],
+            rule=rule_of(mode, name),
         )
     )  # fmt: skip
 
@@ -99,16 +120,18 @@ def as_lists(out):
 @EVERY
 def test_tokens_are_those_of_plain_decoding(mode, name):
     out = decode(mode, name)
-    assert as_lists(out) == [row[:BUDGET] for row in plain(mode)]
+    assert as_lists(out) == [row[:BUDGET] for row in texts(mode, name)]
     assert out.finish_reason == ["length"] * len(PROMPTS)
-    assert out.guarantee == "token"
+    assert out.guarantee == rule_of(mode, name).guarantee
+    # The first row takes the arg-max in both modes, under every rule.
+    assert as_lists(out)[0] == plain(mode)[0][:BUDGET]
 
 
 @EVERY
 def test_budgets_are_exact(mode, name):
     for budgets in ([1, 2, 3, 4], [5, 6, 7, 8], [9, 1, 4, 2]):
         out = decode(mode, name, max_new_tokens=budgets)
-        expected = [row[:n] for row, n in zip(plain(mode), budgets, strict=True)]
+        expected = [row[:n] for row, n in zip(texts(mode, name), budgets, strict=True)]
         assert as_lists(out) == expected
         assert out.stats.row_emitted.tolist() == budgets
 
@@ -116,7 +139,7 @@ def test_budgets_are_exact(mode, name):
 @EVERY
 def test_nothing_follows_a_stop_id(mode, name):
     """Each of the tokens, so that some stop inside a path and some as its end."""
-    full = [row[:BUDGET] for row in plain(mode)]
+    full = [row[:BUDGET] for row in texts(mode, name)]
     for stop in range(0, VOCAB, 2):
         out = decode(mode, name, stop_ids=[stop])
         assert as_lists(out) == cut(full, stop)
@@ -174,6 +197,7 @@ def test_a_finished_row_never_changes(mode, name):
         steps(
             TARGET, None, PROMPTS, max_new_tokens=[1, 12, 3, 6], drafter=drafter,
             drafter_state=inherited, temperature=TEMPERATURES[mode],
+            rule=rule_of(mode, name),
         )
     )  # fmt: skip
     finished = 0
@@ -197,7 +221,7 @@ def test_a_finished_row_never_changes(mode, name):
 def test_other_prompts_reuse_what_was_compiled(mode, name):
     drafter, state = made(mode, name)
     decode(mode, name)
-    rules = loop.Rules(EXACT, True, 128, 64)
+    rules = loop.Rules(rule_of(mode, name), True, 128, 64)
     run = loop.runner(TARGET, drafter, rules)
     sizes = run.start._cache_size(), run.advance._cache_size()
     assert all(sizes)
@@ -205,6 +229,7 @@ def test_other_prompts_reuse_what_was_compiled(mode, name):
         TARGET, [[1, 2], [9], [8, 8, 8], [5] * 30],
         max_new_tokens=[7, 3, 9, 11], drafter=drafter, drafter_state=state, seed=50,
         temperature=0.0 if mode == "greedy" else 0.9, stop_ids=[2], gaps=True,
+        rule=DRAFTERS[name].rule,
     )  # fmt: skip
     assert (run.start._cache_size(), run.advance._cache_size()) == sizes
 
@@ -270,6 +295,22 @@ def test_a_recurrent_target_takes_chains_and_nothing_else(name):
         assert state.emitted_per_call[2:].sum() > 0
 
 
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "name", [name for name in DRAFTERS if name.startswith("draft-model")]
+)
+def test_a_draft_model_has_seen_what_was_committed(name):
+    """After every step, in every row: those tokens, at their places, and no draft."""
+    for state in walk("sampled", name):
+        held = state.drafter.cache
+        np.testing.assert_array_equal(held.length, state.tokens.count - 1)
+        np.testing.assert_array_equal(state.drafter.length, held.length)
+        for row, length in enumerate(held.length):
+            seen = state.tokens.ids[row, :length]
+            np.testing.assert_array_equal(held.ids[row, :length], seen)
+            np.testing.assert_array_equal(held.positions[row, :length], range(length))
+
+
 # How many tokens a call can give ------------------------
 
 
@@ -307,7 +348,10 @@ def test_a_star_emits_at_most_two_tokens_in_a_call():
         "recycling-inherited",
         "random",
         "prompt-lookup",
-        pytest.param("extra-slots", marks=pytest.mark.medium),
+        *(
+            pytest.param(name, marks=pytest.mark.medium)
+            for name in ("extra-slots", *(n for n in DRAFTERS if n.startswith("dra")))
+        ),
     ],
 )
 def test_some_drafts_are_right(name):

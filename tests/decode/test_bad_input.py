@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 from jtok.decode import (
+    Processor,
     RecyclingState,
+    Session,
+    allow_tokens,
+    dfa,
     generate,
     no_drafter,
     prompt_lookup,
+    serve,
+    spelling_dfa,
+    stream,
     token_recycling,
 )
 from jtok.errors import (
@@ -22,7 +29,7 @@ from jtok.errors import (
 )
 from jtok.models import Info, Target
 from jtok.ops import Tree
-from jtok.testing import tiny_model
+from jtok.testing import tiny_model, tiny_vocabulary
 
 VOCAB, POSITIONS = 96, 16
 
@@ -35,6 +42,7 @@ TARGET = Target(_traced, _traced, _traced, Info(VOCAB, POSITIONS), _traced)
 TABLE = np.zeros((VOCAB, 8), np.int32)
 # Users run without the suite's type checks, which would refuse wrong types first.
 unchecked = inspect.unwrap(generate)
+rdfa, rallow, rspell = map(inspect.unwrap, (dfa, allow_tokens, spelling_dfa))
 
 
 def test_the_stand_in_notices_tracing():
@@ -269,3 +277,169 @@ def test_a_state_that_holds_no_table_is_refused():
 def test_a_jax_array_is_a_prompt():
     out = generate(tiny_model(), jnp.array([1, 2]), max_new_tokens=2)
     assert out.tokens.shape == (2,)
+
+
+# What else may be asked for ------------------------
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (
+            {"repetition_penalty": 0.0}, ArgumentError,
+            "repetition_penalty: got 0.0, expected finite values > 0",
+        ),
+        ({"repetition_penalty": [1.0]}, ArgumentError, "repetition_penalty: got 1 val"),
+        ({"repetition_penalty": "1"}, ArgumentTypeError, "repetition_penalty: got '1'"),
+        ({"presence_penalty": float("nan")}, ArgumentError, "presence_penalty: got na"),
+        ({"presence_penalty": [0.0] * 3}, ArgumentError, "presence_penalty: got 3 val"),
+        ({"frequency_penalty": float("inf")}, ArgumentError, "frequency_penalty: got"),
+        ({"frequency_penalty": None}, ArgumentTypeError, "frequency_penalty: got None"),
+        ({"min_new_tokens": -1}, ArgumentError, "min_new_tokens: got -1, expected 0 u"),
+        ({"min_new_tokens": 3}, ArgumentError, "min_new_tokens: got 3, expected 0 up"),
+        ({"min_new_tokens": [0, 2.5]}, ArgumentTypeError, "min_new_tokens: got [0, 2."),
+        ({"logit_bias": {VOCAB: 1.0}}, ArgumentError, "logit_bias: got 96, expected i"),
+        ({"logit_bias": {-1: 1.0}}, ArgumentError, "logit_bias: got -1"),
+        ({"logit_bias": {1: float("inf")}}, ArgumentError, "logit_bias: got inf"),
+        ({"logit_bias": {1: float("nan")}}, ArgumentError, "logit_bias: got nan"),
+        ({"logit_bias": {"a": 1.0}}, ArgumentTypeError, "logit_bias: got the key 'a'"),
+        ({"logit_bias": {1: "a"}}, ArgumentTypeError, "logit_bias: got 'a' for id 1"),
+        ({"logit_bias": [{}]}, ArgumentError, "logit_bias: got 1 mappings, expected o"),
+        ({"logit_bias": 3}, ArgumentTypeError, "logit_bias: got 3, expected a mapping"),
+        ({"logits_processor": len}, ArgumentTypeError, "logits_processor: got builtin"),
+        (
+            {"logits_processor": dfa(np.zeros((1, 5), int))}, VocabMismatchError,
+            "logits_processor: got transitions of 5 tokens, expected 96",
+        ),
+        (
+            {"logits_processor": allow_tokens([3, VOCAB])}, ArgumentError,
+            "logits_processor: got 96, expected ids in 0..95",
+        ),
+        (
+            {"logits_processor": Processor(
+                lambda info, tokens: jnp.zeros(3), None, None
+            )},
+            ArgumentError,
+            "logits_processor: got 'a state of shape (3,)', expected [2, ...]",
+        ),
+        ({"top_logprobs": -1}, ArgumentError, "top_logprobs: got -1, expected 0..96"),
+        ({"top_logprobs": 97}, ArgumentError, "top_logprobs: got 97"),
+        ({"top_logprobs": True}, ArgumentTypeError, "top_logprobs: got True"),
+        ({"stop_strings": ""}, ArgumentError, "stop_strings: got '', expected strings"),
+        ({"stop_strings": ["a", ""]}, ArgumentError, "stop_strings: got ['a', '']"),
+        ({"stop_strings": [1]}, ArgumentTypeError, "stop_strings: got [1], expected"),
+        ({"stop_strings": b"a"}, ArgumentTypeError, "stop_strings: got b'a', expected"),
+        ({"stop_strings": "a"}, ArgumentError, "vocabulary: got None, expected one"),
+        ({"include_stop": True}, ArgumentError, "include_stop: got True, expected Fal"),
+        ({"cache": {}}, ArgumentTypeError, "cache: got dict, expected `Generated.cach"),
+        (
+            {"cache": Session(None, np.zeros((3, 128), int), np.ones(3), np.zeros(3))},
+            ArgumentError, "cache: got '3 rows', expected 2, as there are prompts",
+        ),
+        ({"messages": [{}]}, ArgumentError, "prompts: got 'some', expected None besid"),
+    ],
+)  # fmt: skip
+def test_further_options(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        unchecked(TARGET, [[1, 2], [3, 4]], **{"max_new_tokens": 2, **options})
+
+
+@pytest.mark.parametrize(
+    "messages, vocabulary, error, message",
+    [
+        ([{"role": "user"}], None, ArgumentError, "vocabulary: got None"),
+        ("hello", tiny_vocabulary(), ArgumentTypeError, "messages: got str, expected"),
+        ([], tiny_vocabulary(), ArgumentError, "messages: got [], expected at least o"),
+        (
+            [{"role": "user", "content": "a"}], tiny_vocabulary(), ArgumentError,
+            "messages: the vocabulary has no chat_template",
+        ),
+    ],
+)  # fmt: skip
+def test_messages(messages, vocabulary, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        unchecked(TARGET, messages=messages, vocabulary=vocabulary)
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: rdfa(np.zeros(3, int)), ArgumentTypeError, "transitions: got shape"),
+        (lambda: rdfa(np.zeros((2, 3))), ArgumentTypeError, "dtype float64"),
+        (lambda: rdfa(np.full((2, 3), 2)), ArgumentError, "transitions: got 'st"),
+        (lambda: rdfa(np.full((2, 3), -2)), ArgumentError, "transitions: got 'st"),
+        (lambda: rdfa(np.zeros((2, 3), int), start=2), ArgumentError, "start: got 2"),
+        (
+            lambda: rdfa(np.array([[1, -1], [-1, -1]])), ArgumentError,
+            "transitions: state 1 can be reached and allows no token",
+        ),
+        (lambda: rallow([]), ArgumentError, "ids: got 'no token'"),
+        (lambda: rallow([-1]), ArgumentError, "ids: got -1"),
+        (lambda: rallow([0.5]), ArgumentTypeError, "ids: got shape (1,)"),
+        (
+            lambda: rspell(
+                np.zeros((1, 5), int), tiny_vocabulary(), accepting=[], stop_ids=[]
+            ),
+            ArgumentError, "bytes_: got 'shape (1, 5)'",
+        ),
+        (
+            lambda: rspell(
+                np.zeros((1, 256), int), tiny_vocabulary(), accepting=[1], stop_ids=[]
+            ),
+            ArgumentError, "accepting: got 1",
+        ),
+        (
+            lambda: rspell(
+                np.zeros((1, 256), int), tiny_vocabulary(), accepting=[0],
+                stop_ids=[280],
+            ),
+            ArgumentError, "stop_ids: got 280",
+        ),
+    ],
+)  # fmt: skip
+def test_constraints(make, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        make()
+
+
+def test_a_state_that_cannot_be_reached_may_be_empty():
+    dfa(np.array([[0, -1], [-1, -1]]))
+
+
+@pytest.mark.parametrize(
+    "run, prompts", [(inspect.unwrap(stream), [1]), (inspect.unwrap(serve), [[1]])]
+)
+def test_options_by_name(run, prompts):
+    message = "temprature: there is no such option; did you mean temperature"
+    with pytest.raises(ArgumentTypeError, match=re.escape(message)):
+        run(TARGET, prompts, temprature=1.0)
+
+
+def test_a_stream_refuses_before_it_is_iterated():
+    with pytest.raises(ArgumentError, match="max_new_tokens: got 0"):
+        stream(TARGET, [1], max_new_tokens=0)
+
+
+@pytest.mark.parametrize(
+    "prompts, options, error, message",
+    [
+        ("one", {}, ArgumentTypeError, "prompts: got str, expected an iterable"),
+        (5, {}, ArgumentTypeError, "prompts: got int, expected an iterable"),
+        ([[1]], {"batch": 0}, ArgumentError, "batch: got 0, expected at least 1"),
+        ([[1]], {"batch": 1.5}, ArgumentTypeError, "batch: got 1.5"),
+        ([[1]], {"seed": [1]}, ArgumentTypeError, "seed: got [1]"),
+        ([[1]], {"sync_every": 0}, ArgumentError, "sync_every: got 0"),
+        ([[1]], {"sync_every": None}, ArgumentTypeError, "sync_every: got None"),
+        ([[1]], {"keep_cache": True}, ArgumentError, "keep_cache: got one"),
+        ([[1]], {"drafter_state": TABLE}, ArgumentError, "drafter_state: got one"),
+        (
+            [[1]],
+            {"temperature": [1.0]},
+            ArgumentError,
+            "temperature: got [1.0], expected",
+        ),
+    ],
+)
+def test_serve(prompts, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        inspect.unwrap(serve)(TARGET, prompts, **options)

@@ -15,7 +15,7 @@ from jtok.decode.recycling import recycling_template
 from jtok.errors import ArgumentError
 from jtok.models import GenerationConfig, split_layers
 from jtok.ops import Tree
-from jtok.ops.sharding import mesh_from
+from jtok.ops.sharding import mesh_from, shard_tree
 from jtok.testing import (
     assert_close,
     assert_token_guarantee,
@@ -313,7 +313,7 @@ def test_on_a_mesh_the_tokens_are_the_same(mode):
     expected = decode(mode, LEARNING)
     with jax.set_mesh(mesh_from("data=2,model=4")):
         axes = models.checkpoint.param_axes(tiny_model().params)
-        params = models.checkpoint.shard_tree(tiny_model().params, axes)
+        params = shard_tree(tiny_model().params, axes)
         model = dataclasses.replace(tiny_model(), params=params)
         kernel = jax.tree.leaves(params["layers"])[0]
         assert len(kernel.sharding.device_set) == 8

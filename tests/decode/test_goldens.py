@@ -329,7 +329,7 @@ def test_the_trees_of_a_llama(llama, final_state):
 
 def test_greedy_acceptance_of_medusa(golden):
     file = golden("speculative_verification/greedy_typical.npz")
-    file.ignore("typical_*", reason="typical acceptance is not built yet")
+    file.ignore("typical_*", reason="read by tests/decode/test_rules_goldens.py")
     tree = tree_of(file["paths"])
     tokens, retrieve = file["tree_tokens"], file["retrieve"]
     rows = {tuple(row) for row in retrieve.tolist()}

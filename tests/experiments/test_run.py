@@ -58,7 +58,7 @@ def test_options_may_stand_before_the_name(fake):
         (["duoble"], "did you mean double?"),
         (["xtr"], "planned"),
         (["double", "--preset", "smal"], "did you mean small"),
-        (["double", "--widht", "3"], "did you mean width?"),
+        (["double", "--widht", "3"], "did you mean width"),
         (["double", "--mesh_", "data=1"], "--mesh"),
         (["double", "stray"], "stray"),
         (["double", "--width", "wide"], "--width"),
@@ -239,3 +239,29 @@ def test_two_processes_and_only_the_first_writes(fake):
     assert "report:" not in outputs[1][0]
     results = json.loads((only_run(fake) / "results.json").read_text())
     assert results["device"]["processes"] == 2
+
+
+@pytest.mark.medium
+def test_a_process_that_waits_in_vain_says_what_to_do(tmp_path):
+    code = "import sys; from experiments import run; sys.exit(run.main(sys.argv[1:]))"
+    words = ["pretrain", "--preset", "smoke", "--distributed", "--wait", "1"]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "joining: process 1 of 2 at 127.0.0.1:1, waiting up to 1 s" in done.stdout
+    assert "not all processes came within 1 s" in done.stderr
+    assert "JAX_NUM_PROCESSES" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -40,3 +40,36 @@ def test_equal_configs_hash_alike_and_are_frozen():
     assert one.rotary_scaling == {"rope_type": "linear", "factor": 2.0}
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.width = 3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"windows": (4, 4)}, "windows: got .*each of 1 layers"),
+        ({"windows": (0,)}, "windows: got .*None or at least 1"),
+        ({"num_experts": 2, "experts_per_token": 3}, "experts_per_token: got 3"),
+        ({"num_experts": 2, "experts_per_token": 1}, "expert_width: got 0"),
+        ({"dense_layers": (1,)}, r"dense_layers: got \(1,\), expected ascending"),
+        ({"head_dim": 8, "rotary_fraction": 0.4}, "rotary_fraction: got 0.4"),
+        ({"head_dim": 8, "rotary_fraction": 1.5}, "rotary_fraction: got 1.5"),
+    ],
+)
+def test_layers_and_rotation_fit(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        DecoderConfig(**{**SIZES, **options})
+
+
+def test_what_a_layer_is():
+    config = DecoderConfig(
+        **{**SIZES, "num_layers": 3},
+        windows=(4, None, 4),
+        num_experts=2,
+        experts_per_token=1,
+        expert_width=8,
+        dense_layers=(1,),
+    )
+    assert [config.window(i) for i in range(3)] == [4, None, 4]
+    assert [config.sparse(i) for i in range(3)] == [True, False, True]
+    assert config.score_scale == 2**-0.5
+    plain = DecoderConfig(**SIZES)
+    assert plain.window(0) is None and not plain.sparse(0)

@@ -59,6 +59,26 @@ def test_linear(bias):
     assert_close(found, expected.astype(np.float32))
 
 
+def test_a_norm_with_offset_multiplies_by_one_more():
+    config = tiny_config(family="gemma")
+    module = Norm(config)
+    params = random_like(module)
+    scale = wide(params)["scale"]
+    expected = X / np.sqrt((X**2).mean(-1, keepdims=True) + 1e-6) * (1 + scale)
+    found = module.apply({"params": params}, jnp.asarray(X))
+    assert_close(found, expected.astype(np.float32))
+    fresh = module.init(jax.random.key(0), jnp.asarray(X))["params"]["scale"]
+    np.testing.assert_array_equal(fresh, np.zeros(32))
+    # In bfloat16 the scale is added and multiplied in float32, and rounded once.
+    narrow = Norm(dataclasses.replace(config, dtype="bfloat16"))
+    x = jnp.asarray(X, jnp.bfloat16)
+    out = narrow.apply({"params": {"scale": jnp.full(32, 2.0**-9, x.dtype)}}, x)
+    precise = module.apply(
+        {"params": {"scale": jnp.full(32, 2.0**-9)}}, x.astype(jnp.float32)
+    )
+    np.testing.assert_array_equal(out, precise.astype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_norms(family):
     module = Norm(dataclasses.replace(tiny_config(family=family), norm_eps=0.1))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jtok.errors import ArgumentError
-from jtok.nn import rotary_frequencies, rotate
+from jtok.nn import rotary_frequencies, rotary_gain, rotate
 from jtok.testing import assert_close
 
 LLAMA3 = {
@@ -95,8 +95,71 @@ def test_llama3_frequencies_follow_their_definition():
     assert_close(rotary_frequencies(64, 500000.0, LLAMA3), np.float32(expected))
 
 
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+@pytest.mark.parametrize("betas", [(32.0, 1.0), (8.0, 2.0)])
+def test_yarn_frequencies_follow_their_definition(truncate, betas):
+    plain = 1e4 ** (-np.arange(0, 64, 2) / 64)
+    # The index at which a wave makes exactly so many turns over the first length.
+    bounds = [
+        64 * math.log(256 / (2 * math.pi * turns)) / (2 * math.log(1e4))
+        for turns in betas
+    ]
+    if truncate:
+        bounds = [math.floor(bounds[0]), math.ceil(bounds[1])]
+    low, high = max(bounds[0], 0), min(bounds[1], 63)
+    expected = []
+    for index, frequency in enumerate(plain):
+        if index <= low:
+            expected.append(frequency)
+        elif index >= high:
+            expected.append(frequency / 4.0)
+        else:
+            share = (index - low) / (high - low)
+            expected.append((1 - share) * frequency + share * frequency / 4.0)
+    scaling = {**YARN, "beta_fast": betas[0], "beta_slow": betas[1]}
+    found = rotary_frequencies(64, 1e4, {**scaling, "truncate": truncate})
+    assert_close(found, np.float32(expected))
+    if betas == (32.0, 1.0) and truncate:  # the defaults
+        np.testing.assert_array_equal(found, rotary_frequencies(64, 1e4, YARN))
+
+
+@pytest.mark.parametrize(
+    "items, expected",
+    [
+        (None, 1.0),
+        ({"rope_type": "linear", "factor": 4.0}, 1.0),
+        (YARN, 0.1 * math.log(4.0) + 1),
+        ({**YARN, "factor": 0.5}, 1.0),
+        ({**YARN, "attention_factor": 1.25}, 1.25),
+        (
+            {**YARN, "mscale": 2.0, "mscale_all_dim": 0.5},
+            (0.2 * math.log(4.0) + 1) / (0.05 * math.log(4.0) + 1),
+        ),
+        ({**YARN, "mscale": 2.0}, 0.1 * math.log(4.0) + 1),
+    ],
+)
+def test_gain_of_the_scalings(items, expected):
+    assert rotary_gain(items) == pytest.approx(expected)
+
+
+def test_the_gain_scales_what_turns_and_nothing_else():
+    x, positions = jnp.asarray(vectors(5, 1, 3, 2, 8)), jnp.array([[0, 1, 2]])
+    frequencies = rotary_frequencies(4, 10000.0)
+    plain = rotate(x, positions, frequencies)
+    scaled = rotate(x, positions, frequencies, gain=1.5)
+    assert_close(scaled[..., :4], 1.5 * plain[..., :4])
+    np.testing.assert_array_equal(scaled[..., 4:], x[..., 4:])
+
+
 def test_an_unknown_scaling_is_refused():
     with pytest.raises(
-        ArgumentError, match="rope_type: got 'yarn', expected 'default'"
+        ArgumentError, match="rope_type: got 'longrope', expected one of 'default'"
     ):
-        rotary_frequencies(8, 10000.0, {"rope_type": "yarn"})
+        rotary_frequencies(8, 10000.0, {"rope_type": "longrope"})

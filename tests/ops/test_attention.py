@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jtok.errors import ArgumentError
 from jtok.ops import Tree, attention, cached_attention, write_rows
 from jtok.testing import assert_close
 
@@ -12,7 +13,7 @@ SCALE = 0.4
 TREE = Tree.from_paths([[0], [1], [0, 0], [0, 1], [0, 0, 0]])
 
 
-def brute(query, key, value, allow, *, scale=SCALE, bias=None):
+def brute(query, key, value, allow, *, scale=SCALE, bias=None, softcap=None):
     """Float64 NumPy, one query and head at a time."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     batch, seq, heads, _ = query.shape
@@ -21,6 +22,8 @@ def brute(query, key, value, allow, *, scale=SCALE, bias=None):
     for b, i, h in np.ndindex(batch, seq, heads):
         seen = np.flatnonzero(allow[b, i])
         scores = key[b, h // group, seen] @ query[b, i, h] * scale
+        if softcap is not None:
+            scores = softcap * np.tanh(scores / softcap)
         if bias is not None:
             whole = np.broadcast_to(bias, (batch, heads, seq, key.shape[2]))
             scores = scores + whole[b, h, i, seen]
@@ -51,7 +54,7 @@ def joined(cache, new, length):
     return np.concatenate([cache, new], axis=2), seen
 
 
-run = jax.jit(cached_attention, static_argnames=("scale", "block"))
+run = jax.jit(cached_attention, static_argnames=("scale", "block", "softcap"))
 
 LENGTHS = [(0, 0, 0), (1, 1, 1), (7, 8, 9), (0, 37, 20), (37, 37, 37), (16, 32, 3)]
 
@@ -102,6 +105,98 @@ def test_unused_slots_do_not_leak(block, garbage):
         query, key, value, *dirty, length, tree_mask(), scale=SCALE, block=block
     )
     np.testing.assert_array_equal(np.asarray(spoilt), np.asarray(clean))
+
+
+def near(seen, allow, positions, window):
+    """`seen` slots and `allow`ed nodes that are above `position - window`."""
+    lowest = (positions - window)[:, :, None]
+    slots = seen & (np.arange(seen.shape[2]) > lowest)
+    return np.concatenate([slots, allow & (positions[:, None] > lowest)], axis=2)
+
+
+@pytest.mark.parametrize("block", [8, 37, 256])
+@pytest.mark.parametrize("window", [1, 2, 5, 9, 36, 1000])
+def test_window_hides_what_is_far(block, window):
+    query, key, value = nodes()
+    caches = [draw(i, 3, 2, 37, 8) for i in (3, 4)]
+    for length in LENGTHS:
+        keys, seen = joined(caches[0], key, length)
+        values, _ = joined(caches[1], value, length)
+        positions = np.asarray(length)[:, None] + np.asarray(TREE.depth)[None]
+        allow = near(seen, np.asarray(tree_mask()), positions, window)
+        out = run(
+            query, key, value, *caches, jnp.array(length), tree_mask(),
+            positions=jnp.asarray(positions), scale=SCALE, block=block, window=window,
+        )  # fmt: skip
+        expected = brute(query, keys, values, allow)
+        assert_close(out, expected.astype(np.float32), name=f"length {length}")
+
+
+def test_window_follows_the_positions_given():
+    # Nodes that stand further on than the cache reaches, and not in order.
+    query, key, value = nodes()
+    caches = [draw(i, 3, 2, 37, 8) for i in (3, 4)]
+    length, window = jnp.array([5, 30, 37]), 7
+    positions = np.array([[9, 4, 8, 3, 20, 6], [0, 33, 7, 31, 30, 34], [36] * 6])
+    everyone = jnp.ones((3, 6, 6), bool)
+    keys, seen = joined(caches[0], key, length)
+    values, _ = joined(caches[1], value, length)
+    out = run(
+        query, key, value, *caches, length, everyone, positions=jnp.asarray(positions),
+        scale=SCALE, block=8, window=window,
+    )  # fmt: skip
+    allow = near(seen, np.asarray(everyone), positions, window)
+    assert_close(out, brute(query, keys, values, allow).astype(np.float32))
+
+
+def test_window_may_be_an_array_and_blocks_below_it_are_not_read():
+    query, key, value = nodes()
+    caches = [draw(i, 3, 2, 40, 8) for i in (3, 4)]
+    length = jnp.array([33, 30, 40])
+    options = {
+        "positions": length[:, None] + TREE.depth[None], "scale": SCALE, "block": 8
+    }  # fmt: skip
+    # The lowest slot that any node sees is 30 - 5 + 1 = 26: blocks 0 to 2 hold none.
+    args = (length, tree_mask())
+    clean = run(query, key, value, *caches, *args, window=jnp.int32(5), **options)
+    spoilt = [x.at[:, :, :24].set(jnp.nan) for x in caches]
+    out = run(query, key, value, *spoilt, *args, window=5, **options)
+    np.testing.assert_array_equal(np.asarray(out), np.asarray(clean))
+
+
+def test_window_needs_positions():
+    query, key, value = nodes()
+    cache = jnp.zeros((3, 2, 4, 8))
+    with pytest.raises(ArgumentError, match="positions"):
+        cached_attention(
+            query, key, value, cache, cache, jnp.zeros(3, int), tree_mask(),
+            scale=SCALE, window=3,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("block", [8, 256])
+@pytest.mark.parametrize("softcap", [0.5, 3.0])
+def test_softcap_bounds_cached_scores(block, softcap):
+    query, key, value = (3 * x for x in nodes())
+    caches = [3 * draw(i, 3, 2, 37, 8) for i in (3, 4)]
+    length = (0, 37, 20)
+    keys, seen = joined(caches[0], key, length)
+    values, _ = joined(caches[1], value, length)
+    out = run(
+        query, key, value, *caches, jnp.array(length), tree_mask(), scale=SCALE,
+        block=block, softcap=softcap,
+    )  # fmt: skip
+    allow = np.concatenate([seen, np.asarray(tree_mask())], axis=2)
+    expected = brute(query, keys, values, allow, softcap=softcap)
+    assert_close(out, expected.astype(np.float32))
+
+
+def test_softcap_comes_before_the_bias_of_attention():
+    query, key, value = (3 * x for x in nodes())
+    bias, allow = draw(9, 3, 4, 6, 6), np.asarray(tree_mask())
+    out = attention(query, key, value, tree_mask(), scale=SCALE, bias=bias, softcap=0.7)
+    expected = brute(query, key, value, allow, bias=bias, softcap=0.7)
+    assert_close(out, expected.astype(np.float32))
 
 
 def test_large_scores_do_not_overflow():

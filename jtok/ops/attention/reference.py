@@ -1,21 +1,24 @@
-"""Attention of new tokens over a cache and over each other.
+"""Attention in plain JAX, for every platform; `api` says what the arguments are.
 
 The cost follows the tokens that are in the cache, not its capacity: the cache is read
 in blocks, as many as the longest row needs.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jtok.errors import check
-
 __all__ = ["attention", "cached_attention", "write_rows"]
+
+CHUNKED = 2048  # from so many queries on, scores are taken
+CHUNK = 256  # queries at a time, and computed again for gradients
 
 _Running = tuple[Array, Array, Array]
 
 # Masked scores. Finite, so that a fully masked block gives weights of zero, not NaN.
-_MASKED = -1e30
+MASKED = -1e30
 
 
 def attention(
@@ -28,30 +31,40 @@ def attention(
     bias: Float[Array, " #batch #heads #seq seq"] | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "batch seq heads head_dim"]:
-    """Attention among the tokens of one call, without a cache.
+    """All scores at once for few queries, else those of `CHUNK` queries at a time."""
+    seq = query.shape[1]
+    if seq < CHUNKED:
+        return _attend_whole(query, key, value, allow, bias, scale, softcap)
+    padding = -seq % CHUNK
+    parts = (seq + padding) // CHUNK
 
-    Scores and softmax are float32. A query that may see nothing gets the mean of all
-    values, which is finite; callers mask it.
+    def split(x: Array | None, axis: int) -> Array | None:
+        """[.., seq, ..] -> [parts, .., CHUNK, ..]; an axis of one query is shared."""
+        if x is None or x.shape[axis] == 1:
+            return None
+        pads = [(0, padding if i == axis else 0) for i in range(x.ndim)]
+        shape = (*x.shape[:axis], parts, CHUNK, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(x, pads).reshape(shape), axis, 0)
 
-    Args:
-      query: `[batch, seq, heads, head_dim]`.
-      key: `[batch, kv_heads, seq, head_dim]`; `heads` is a multiple of `kv_heads`.
-      value: as `key`.
-      allow: `[batch, seq, seq]` bool, row = query, True = may attend.
-      scale: factor on the scores.
-      bias: `[batch, heads or 1, seq or 1, seq]` added to the scaled scores.
-      softcap: scores become `softcap * tanh(scores / softcap)`, None for no cap.
+    @jax.checkpoint
+    def one(part: tuple[Array, Array, Array | None]) -> Array:
+        some, seen, own = part
+        own = bias if own is None else own
+        return _attend_whole(some, key, value, seen, own, scale, softcap)
 
-    Returns:
-      `[batch, seq, heads, head_dim]` in the dtype of `query`.
+    pieces = (
+        split(query, 1),
+        split(allow, 1),
+        None if bias is None else split(bias, 2),
+    )
+    mixed = jnp.moveaxis(jax.lax.map(one, pieces), 0, 1)
+    return mixed.reshape(query.shape[0], seq + padding, *query.shape[2:])[:, :seq]
 
-    Example:
-      >>> x = jnp.ones((1, 3, 2, 4))
-      >>> kv = jnp.ones((1, 1, 3, 4))
-      >>> causal = jnp.tril(jnp.ones((1, 3, 3), bool))
-      >>> attention(x, kv, kv, causal, scale=0.5).shape
-      (1, 3, 2, 4)
-    """
+
+def _attend_whole(
+    query: Array, key: Array, value: Array, allow: Array, bias: Array | None,
+    scale: float, softcap: float | None,
+) -> Array:  # fmt: skip
     grouped = _group(query, key.shape[1])
     scores = _capped(_scores(grouped, key, scale), softcap)
     if bias is not None:
@@ -59,7 +72,7 @@ def attention(
         kv_heads = key.shape[1] if heads > 1 else 1
         shape = (batch, kv_heads, heads // kv_heads, rows, columns)
         scores = scores + bias.astype(jnp.float32).reshape(shape)
-    scores = jnp.where(allow[:, None, None], scores, _MASKED)
+    scores = jnp.where(allow[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     return _ungroup(_mix(weights, value), query)
 
@@ -79,51 +92,12 @@ def cached_attention(
     softcap: float | None = None,
     block: int = 256,
 ) -> Float[Array, "batch nodes heads head_dim"]:
-    """Attention of a draft tree (or a prompt chunk) over the cache and itself.
-
-    Every node sees all cached tokens of its row, and the nodes that `allow` names.
-    The softmax runs over both parts at once, in float32. The cache is read block by
-    block up to the longest row, so unused capacity costs nothing.
-
-    Args:
-      query: `[batch, nodes, heads, head_dim]`, rotary positions applied.
-      key: `[batch, kv_heads, nodes, head_dim]` of the nodes.
-      value: as `key`.
-      cache_key: `[batch, kv_heads, capacity, head_dim]`.
-      cache_value: as `cache_key`.
-      length: `[batch]` int32, cached tokens of every row.
-      allow: `[batch, nodes, nodes]` bool, row = query; each row should allow itself.
-      scale: factor on the scores.
-      positions: `[batch, nodes]` int32 of the nodes; needed with a window. The token
-        in slot s stands at position s.
-      window: a node at position p sees the positions above `p - window`, of the cache
-        and of the nodes; None sees all.
-      softcap: scores become `softcap * tanh(scores / softcap)`, None for no cap.
-      block: cache slots that are read at a time (static).
-
-    Returns:
-      `[batch, nodes, heads, head_dim]` in the dtype of `query`.
-
-    Source: Dao et al. 2022, arXiv 2205.14135 (running softmax); Cai et al. 2024,
-    arXiv 2401.10774, section 2.3 (tree mask).
-
-    Example:
-      >>> q, kv = jnp.ones((1, 2, 2, 4)), jnp.ones((1, 1, 2, 4))
-      >>> cache, causal = jnp.ones((1, 1, 8, 4)), jnp.tril(jnp.ones((1, 2, 2), bool))
-      >>> used = jnp.array([5])
-      >>> cached_attention(q, kv, kv, cache, cache, used, causal, scale=0.5).shape
-      (1, 2, 2, 4)
-    """
+    """Blocks of the cache, up to the longest row, with a running softmax."""
     capacity = cache_key.shape[2]
     grouped = _group(query, key.shape[1])
-    first = jnp.zeros(query.shape[:2], jnp.int32)  # lowest slot that a node sees
-    if window is not None:
-        check(positions is not None, "positions", None, "positions beside a window")
-        near: Array = jnp.asarray(positions)
-        first = jnp.maximum(near - window + 1, 0)
-        allow = allow & (near[:, None, :] >= first[:, :, None])
+    first, allow = visible(query, allow, positions, window)
     scores = _capped(_scores(grouped, key, scale), softcap)
-    scores = jnp.where(allow[:, None, None], scores, _MASKED)
+    scores = jnp.where(allow[:, None, None], scores, MASKED)
     best = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - best)
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -140,7 +114,9 @@ def cached_attention(
         part_key = jax.lax.dynamic_slice_in_dim(cache_key, start, width, axis=2)
         part_value = jax.lax.dynamic_slice_in_dim(cache_value, start, width, axis=2)
         scores = _capped(_scores(grouped, part_key, scale), softcap)
-        scores = jnp.where(seen[:, None, None], scores, _MASKED)
+        # Below what a masked node scores: slots count for nothing even where a node
+        # sees nothing at all.
+        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
         higher = jnp.maximum(best, jnp.max(scores, axis=-1, keepdims=True))
         shrink, weights = jnp.exp(best - higher), jnp.exp(scores - higher)
         total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
@@ -185,6 +161,16 @@ def write_rows(
         return jax.lax.dynamic_update_slice(one, new, (0, slot, 0))
 
     return jax.vmap(write)(cache, rows, start)
+
+
+def visible(
+    query: Array, allow: Array, positions: Array | None, window: Any
+) -> tuple[Array, Array]:
+    """The lowest slot that each node sees, and `allow` within the window."""
+    if window is None or positions is None:
+        return jnp.zeros(query.shape[:2], jnp.int32), allow
+    first = jnp.maximum(positions - window + 1, 0).astype(jnp.int32)
+    return first, allow & (positions[:, None, :] >= first[:, :, None])
 
 
 def _group(query: Array, kv_heads: int) -> Array:

@@ -1,0 +1,1 @@
+"""Foreign implementations, run by their own Python as processes beside ours."""

@@ -1,0 +1,300 @@
+"""A smaller model of the same vocabulary drafts for a larger one.
+
+The draft model's cache holds the committed tokens and nothing else: drafts are looked
+at above it and never kept. What the verdict kept is fed once more, which costs one
+call a step and works for every kind of target, recurrent ones included.
+
+Source: Leviathan et al. 2023, arXiv 2211.17192; Li et al. 2024, arXiv 2406.16858
+(dynamic trees). Differs: by default it draws with the verifier's own noise.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array
+
+from jtok.decode.dynamic import Dynamic, grow_tree
+from jtok.decode.rejection import node_laws
+from jtok.decode.types import Drafter, Needs, Proposal, Sampling, Tokens, Verdict
+from jtok.errors import ArgumentError, ArgumentTypeError, VocabMismatchError, check
+from jtok.models import Info, Model, StepInput, Target, split_layers
+from jtok.ops import Draw, Tree, Want, ancestor_mask, filter_logits, purpose_keys
+
+__all__ = ["DraftState", "draft_model"]
+
+PyTree = Any
+
+
+@struct.dataclass
+class DraftState:
+    """What a draft model remembers.
+
+    Attributes:
+      cache: of the draft model, holding all tokens of a row but the newest.
+      length: `[batch]` int32 tokens in it.
+    """
+
+    cache: PyTree
+    length: jax.Array
+
+
+def draft_model(
+    model: Model | Target,
+    depth: int = 4,
+    tree: Tree | Dynamic | None = None,
+    *,
+    draw: Literal["shared", "own"] = "shared",
+    params: PyTree = None,
+) -> Drafter:
+    """Drafts with another model of the same vocabulary.
+
+    Args:
+      model: what drafts, a `Model`, or a `Target` together with `params`; targets that
+        take chains only draft chains.
+      depth: tokens of the drafted chain, where there is no `tree`.
+      tree: a static tree whose ranks count a node's candidates from the best, or
+        `dynamic(...)`; None drafts a chain.
+      draw: "shared" chooses as the target would, with the same noise; the output
+        equals plain decoding token by token. "own" draws with noise of its own and
+        says from which law (for `rejection()`, see there).
+      params: parameters of a `Target`.
+
+    Returns:
+      `Drafter`.
+
+    Raises:
+      ArgumentError: a number out of range, or "own" draws for a dynamic tree, whose
+        nodes are chosen and not drawn.
+      ArgumentTypeError: `model` is neither a `Model` nor a `Target`.
+      VocabMismatchError: when it is used, another vocabulary than the target's.
+
+    Source: Leviathan et al. 2023, arXiv 2211.17192. Differs: see the module.
+
+    Example:
+      >>> from jtok.decode import generate
+      >>> from jtok.testing import tiny_model
+      >>> small = draft_model(tiny_model(), depth=3)
+      >>> out = generate(tiny_model(), [1, 2], max_new_tokens=8, drafter=small)
+      >>> out.stats.calls, out.guarantee
+      (2, 'token')
+    """
+    if isinstance(model, Model):
+        check(params is None, "params", "parameters", "None: the model has its own")
+        target, params = model.target(), split_layers(model.params)
+        vocabulary = getattr(model.vocabulary, "hash", None)
+    elif isinstance(model, Target):
+        target, vocabulary = model, None
+    else:
+        raise ArgumentTypeError(
+            f"model: got {type(model).__name__}, expected a Model or a Target."
+        )
+    check(draw in ("shared", "own"), "draw", draw, "'shared' or 'own'")
+    if tree is None:
+        check(depth >= 1, "depth", depth, "at least 1")
+        tree = Tree.chain(depth)
+    if isinstance(tree, Tree):
+        check(tree.num_nodes > 1, "tree", "the root alone", "at least one draft")
+    elif draw == "own":
+        raise ArgumentError(
+            "draw: got 'own', expected 'shared': a dynamic tree is chosen, not drawn."
+        )
+    if tree != Tree.chain(tree.max_depth) and not target.info.trees:
+        raise ArgumentError("tree: this model takes chains only, expected None.")
+    made = _drafter(target, tree, draw == "own")
+    return made._replace(params=params, vocabulary=vocabulary)
+
+
+@functools.lru_cache(maxsize=64)
+def _drafter(target: Target, tree: Tree | Dynamic, own: bool) -> Drafter:
+    vocab = target.info.vocab_size
+
+    def init(info: Info, tokens: Tokens, params: PyTree = None) -> DraftState:
+        expected = f"{info.vocab_size} ids, as the target has"
+        good = vocab == info.vocab_size
+        check(good, "model", f"{vocab} ids", expected, VocabMismatchError)
+        wide = tree.beam if isinstance(tree, Dynamic) else tree.num_candidates
+        check(wide <= vocab, "tree", f"{wide} candidates", f"at most {vocab}")
+        batch, capacity = tokens.ids.shape
+        cache = target.init_cache(params, batch, capacity)
+        return DraftState(cache, jnp.zeros(batch, jnp.int32))
+
+    def propose(
+        state: DraftState, tokens: Tokens, params: PyTree = None
+    ) -> tuple[Proposal, DraftState]:
+        if isinstance(tree, Dynamic):
+            return _propose_dynamic(target, tree, params, state, tokens), state
+        return _propose_static(target, tree, own, params, state, tokens), state
+
+    def update(
+        state: DraftState, verdict: Verdict, params: PyTree = None
+    ) -> DraftState:
+        batch, width = verdict.path.shape
+        order = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (batch, width))
+        at = jnp.maximum(verdict.path, 0)
+        ids = jnp.take_along_axis(verdict.tokens, at, axis=1)
+        causal = jnp.asarray(np.tri(width, dtype=bool))
+        nodes = StepInput(
+            ids,
+            state.length[:, None] + order,
+            jnp.broadcast_to(causal, (batch, width, width)),
+            order < verdict.count[:, None],
+        )
+        _, cache = target.step(params, state.cache, nodes)
+        cache = target.commit(cache, order, verdict.count)
+        return DraftState(cache, state.length + verdict.count)
+
+    calls = tree.max_depth + 1
+    return Drafter(init, propose, update, Needs(prefill=True), calls=calls)
+
+
+class _Layout(NamedTuple):
+    """A static tree as the draft model runs it: only nodes that have children.
+
+    Attributes:
+      inner: `[inner]` these nodes, in level order.
+      above: `[nodes]` for every node, which of them is its parent (0 for the root).
+      rank: `[nodes]` which candidate of its parent it is (0 for the root).
+    """
+
+    inner: np.ndarray
+    above: np.ndarray
+    rank: np.ndarray
+
+
+def _layout(tree: Tree, own: bool) -> _Layout:
+    parent = np.maximum(np.array(tree.parent), 0)
+    inner = np.unique(parent)
+    rank = np.maximum(np.array(tree.rank), 0)
+    if own:  # drawn one after another, in the order in which they are verified
+        seen: dict[int, int] = {}
+        for node in range(1, tree.num_nodes):
+            rank[node] = seen.get(parent[node], 0)
+            seen[parent[node]] = rank[node] + 1
+    return _Layout(inner, np.searchsorted(inner, parent), rank)
+
+
+def _propose_static(
+    target: Target, tree: Tree, own: bool, params: PyTree, state: DraftState,
+    tokens: Tokens,
+) -> Proposal:  # fmt: skip
+    """Looks at all inner nodes at once, once for each level.
+
+    A look makes the tokens of one more level right; nodes see their ancestors only, so
+    what still is wrong below does no harm.
+    """
+    layout = _layout(tree, own)
+    batch, root = tokens.count.shape[0], tokens.root
+    inner, nodes = len(layout.inner), tree.num_nodes
+    depth = jnp.broadcast_to(jnp.asarray(tree.depth[layout.inner]), (batch, inner))
+    start = tokens.count - 1
+    seen = jnp.asarray(tree.ancestors[np.ix_(layout.inner, layout.inner)])
+    allow = jnp.broadcast_to(seen, (batch, inner, inner))
+    choose = _chooser(target, params, tokens.sampling, own, int(layout.rank.max()) + 1)
+    sampled = own and tokens.sampling is not None
+    laws = jnp.zeros((batch, inner, target.info.vocab_size if sampled else 0))
+    carry = (
+        jnp.broadcast_to(root[:, None], (batch, nodes)),
+        jnp.ones((batch, nodes), bool),
+        laws,
+    )
+
+    def look(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        ids = carry[0][:, layout.inner]
+        step = StepInput(ids, start[:, None] + depth, allow, jnp.ones_like(allow[:, 0]))
+        out, _ = target.step(params, state.cache, step)
+        best, found, laws = choose(out.hidden, start, depth, tree.max_depth)
+        drafts = best[:, layout.above, layout.rank].at[:, 0].set(root)
+        real = found[:, layout.above, layout.rank].at[:, 0].set(True)
+        return drafts, real, carry[2] if laws is None else laws
+
+    drafts, real, laws = jax.lax.fori_loop(0, tree.max_depth, look, carry)
+    q = None
+    if sampled:
+        q = laws[:, layout.above]
+    elif own:
+        # The arg-max is a point mass; nothing reads this where all rows are greedy.
+        q = jax.nn.one_hot(drafts, target.info.vocab_size)
+    return Proposal(drafts, real, q=q, tree=tree)
+
+
+Choice = tuple[Array, Array, Array | None]
+
+
+def _chooser(
+    target: Target, params: PyTree, sampling: Sampling | None, own: bool, width: int
+) -> Callable[[Array, Array, Array, int], Choice]:
+    """How `width` candidates of every node are chosen.
+
+    The function gives them `[batch, nodes, width]`, best first, which of them exist,
+    and for own draws the laws `[batch, nodes, vocab]` of the first.
+    """
+
+    def choose(hidden: Array, start: Array, depth: Array, deepest: int) -> Choice:
+        if sampling is None:
+            want = Want(top_k=0 if width == 1 else width)
+            read = target.readout(params, hidden, want)
+            ids = read.choice[..., None] if read.top_ids is None else read.top_ids
+            return ids, jnp.ones(ids.shape, bool), None
+        how = sampling
+        if own:
+            how = dataclasses.replace(how, keys=purpose_keys(how.keys, "draft"))
+        drawn = how.draw(start, depth, deepest)
+        want = Want(drawn, rows=own or width > 1)
+        read = target.readout(params, hidden, want)
+        ids = read.choice[..., None]
+        found = jnp.ones(ids.shape, bool)
+        if read.rows is None:
+            return ids, found, None
+        if width > 1:
+            ids, found = _noised_best(read.rows, drawn, width)
+        return ids, found, node_laws(read.rows, drawn) if own else None
+
+    return choose
+
+
+def _noised_best(logits: Array, draw: Draw, width: int) -> tuple[Array, Array]:
+    """The best scores after noise: draws without replacement, in order."""
+    scores = filter_logits(
+        draw.scaled(logits),
+        top_k=draw.top_k,
+        top_p=None if draw.top_p is None else draw.top_p[:, None],
+        min_p=None if draw.min_p is None else draw.min_p[:, None],
+    )
+    # At temperature 0 nothing is drawn, and filters leave the best candidates out.
+    sampled = (draw.temperature > 0)[:, None, None]
+    noise = draw.noise(jnp.arange(logits.shape[-1]))
+    scores = jnp.where(sampled, draw.noised(scores, noise), logits)
+    values, ids = jax.lax.top_k(scores, width)
+    return ids.astype(jnp.int32), jnp.isfinite(values)
+
+
+def _propose_dynamic(
+    target: Target, size: Dynamic, params: PyTree, state: DraftState, tokens: Tokens
+) -> Proposal:
+    start = tokens.count - 1
+    levels = jnp.asarray(np.arange(size.num_slots) // size.beam)[None]
+    is_root = jnp.asarray(np.arange(size.num_slots) == 0)[None]
+
+    def look(level: Array, ids: Array, parent: Array) -> tuple[Array, Array]:
+        step = StepInput(
+            ids,
+            start[:, None] + levels,
+            ancestor_mask(parent, max_depth=size.max_depth),
+            is_root | (parent >= 0),
+        )
+        out, _ = target.step(params, state.cache, step)
+        first = level * size.beam
+        hidden = jax.lax.dynamic_slice_in_dim(out.hidden, first, size.beam, 1)
+        read = target.readout(params, hidden, Want(top_k=size.beam, log_sum_exp=True))
+        values: Any = read.top_logits
+        total: Any = read.log_sum_exp
+        ids_: Any = read.top_ids
+        return ids_, values - total[..., None]
+
+    return grow_tree(look, tokens.root, size)
