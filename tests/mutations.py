@@ -654,6 +654,65 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/experiments/test_pod_plan.py"
         "::test_the_best_mesh_is_the_fastest_that_fits",
     ),
+    Mutation(
+        id="scan-outputs-before-the-step",
+        slug="foundation",
+        path="jtok/ops/selective_scan.py",
+        before="return state, jnp.sum(state * C[:, None, :], axis=-1)",
+        after="return state, jnp.sum((state - dt[..., None]) * C[:, None, :], axis=-1)",
+        killed_by="tests/ops/test_selective_scan.py::test_equals_the_definition[1]",
+    ),
+    Mutation(
+        id="scan-masked-steps-count",
+        slug="foundation",
+        path="jtok/ops/selective_scan.py",
+        before="parts = tuple(jnp.where(mask[..., None], part, 0.0) for part in parts)",
+        after="parts = tuple(parts)",
+        killed_by="tests/ops/test_selective_scan.py"
+        "::test_blocks_change_nothing[64-False]",
+    ),
+    Mutation(
+        id="scan-rows-without-steps-lose-bits",
+        slug="foundation",
+        path="jtok/ops/selective_scan.py",
+        before="return jnp.where(jnp.any(mask, axis=1)[:, None, None], after, before)",
+        after="return after",
+        killed_by="tests/ops/test_selective_scan.py"
+        "::test_a_row_without_steps_keeps_every_bit",
+    ),
+    Mutation(
+        id="mamba-conv-forgets-one-input",
+        slug="foundation",
+        path="jtok/nn/mamba.py",
+        before="index = count[:, None] + jnp.arange(history.shape[1])[None]",
+        after="index = count[:, None] - 1 + jnp.arange(history.shape[1])[None]",
+        killed_by="tests/nn/test_mamba.py::test_history_is_what_the_next_inputs_see",
+    ),
+    Mutation(
+        id="mamba-keeps-every-node",
+        slug="foundation",
+        path="jtok/nn/mamba.py",
+        before="kept = jnp.arange(path.shape[1])[None] < count[:, None]",
+        after="kept = jnp.arange(path.shape[1])[None] < count[:, None] + 1",
+        killed_by="tests/models/test_mamba.py"
+        "::test_commit_keeps_the_state_after_so_many_nodes",
+    ),
+    Mutation(
+        id="chains-with-extra-slots-pass",
+        slug="foundation",
+        path="jtok/decode/options.py",
+        before="if not ((is_chain and proposal.extra is None) or target.info.trees):",
+        after="if not (is_chain or target.info.trees):",
+        killed_by="tests/decode/test_recurrent.py::test_extra_slots_are_refused",
+    ),
+    Mutation(
+        id="text-cache-keeps-nodes-in-step-order",
+        slug="foundation",
+        path="jtok/models/foreign.py",
+        before="take_along_axis(cache.pending, jnp.maximum(path, 0), axis=1)",
+        after="asarray(cache.pending[:, : path.shape[1]])",
+        killed_by="tests/models/test_foreign.py::test_the_cache_is_the_text",
+    ),
 )
 
 

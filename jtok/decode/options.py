@@ -307,9 +307,12 @@ def _first_proposal(
     proposal: Proposal = jax.eval_shape(first, tokens, drafter.params)
     tree = proposal.tree
     is_chain = tree is not None and tree == Tree.chain(tree.max_depth)
-    if not (is_chain or target.info.trees):
+    # Extra slots hang off nodes: with them a chain is a tree.
+    if not ((is_chain and proposal.extra is None) or target.info.trees):
         raise ArgumentError(
-            "drafter: it drafts trees, expected chains: the target takes nothing else."
+            "drafter: it drafts trees or extra slots, expected chains: the target "
+            "takes nothing else. prompt_lookup() drafts chains, and so does "
+            "token_recycling(template=Tree.chain(4))."
         )
     return proposal
 

@@ -1,7 +1,10 @@
 """Whole backbones, their caches, and checkpoints in the Hugging Face format."""
 
+from jtok.models.backbone import Backbone, backbone_of
 from jtok.models.checkpoint import abstract, config_from, init, load, save
 from jtok.models.families import FAMILIES, Family, family_of
+from jtok.models.foreign import TextCache, logits_target
+from jtok.models.mamba import MambaCache
 from jtok.models.model import (
     Cache,
     GenerationConfig,
@@ -18,10 +21,12 @@ from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
 
 __all__ = [
     "FAMILIES",
+    "Backbone",
     "Cache",
     "Family",
     "GenerationConfig",
     "Info",
+    "MambaCache",
     "Model",
     "Output",
     "Scores",
@@ -29,7 +34,9 @@ __all__ = [
     "StepOutput",
     "Taps",
     "Target",
+    "TextCache",
     "abstract",
+    "backbone_of",
     "commit",
     "config_from",
     "encode",
@@ -37,6 +44,7 @@ __all__ = [
     "init",
     "init_cache",
     "load",
+    "logits_target",
     "model_target",
     "save",
     "score",

@@ -22,7 +22,8 @@ from jtok.errors import (
     WriteError,
     check,
 )
-from jtok.models import storage, weights
+from jtok.models import mamba, storage, weights
+from jtok.models.backbone import backbone_of
 from jtok.models.families import FAMILIES, family_of
 from jtok.models.fields import Fields, check_types, read_text
 from jtok.models.model import GenerationConfig, Model, parsed, split_layers
@@ -62,6 +63,7 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("value/bias", ("kv_heads",)),
     ("gate/bias", ("mlp",)),
     ("up/bias", ("mlp",)),
+    *mamba.AXES,
 )
 
 
@@ -99,9 +101,7 @@ def place_params(params: PyTree, config: Any) -> PyTree:
     return onto_mesh(params, param_axes(params), units=axis_units(config))
 
 
-def config_from(
-    fields: Mapping[str, Any], *, dtype: str | None = None
-) -> nn.DecoderConfig:
+def config_from(fields: Mapping[str, Any], *, dtype: str | None = None) -> Any:
     """Translates the fields of a `config.json`.
 
     Args:
@@ -109,7 +109,8 @@ def config_from(
       dtype: "float32" or "bfloat16"; None takes what the file says, else float32.
 
     Returns:
-      `DecoderConfig` that remembers `fields`.
+      The family's configuration (`DecoderConfig`, `MambaConfig`), which remembers
+      `fields`.
 
     Raises:
       UnsupportedCheckpointError: an unknown family or option.
@@ -133,9 +134,9 @@ def config_from(
         translated = family.read(fields.checked())
     except KeyError as missing:  # from a copy of the fields
         raise CheckpointError(f"{fields.where}: there is no field {missing}.") from None
-    check_types(translated, nn.DecoderConfig, where=fields.where)
+    check_types(translated, family.config, where=fields.where)
     try:
-        config = nn.DecoderConfig(
+        config = family.config(
             family=fields["model_type"],
             dtype=dtype,
             source=json.dumps(fields),
@@ -143,7 +144,8 @@ def config_from(
         )
     except ArgumentError as error:
         raise ArgumentError(f"{fields.where}: {error}") from error
-    _check_rotary(config, fields.where)
+    if isinstance(config, nn.DecoderConfig):
+        _check_rotary(config, fields.where)
     return config
 
 
@@ -163,7 +165,11 @@ def _check_rotary(config: nn.DecoderConfig, where: str) -> None:
         )
 
 
-def _init_params(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
+def _init_params(config: Any, key: jax.Array) -> PyTree:
+    return backbone_of(config).init_params(config, key)
+
+
+def init_decoder(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
     """Random parameters with layers split, as a pure function of the key."""
     keys = jax.random.split(key, config.num_layers + 3)
     x = jnp.zeros((1, 1, config.width), config.dtype)
@@ -198,7 +204,7 @@ def _init_params(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
 
 
 def init(
-    config: nn.DecoderConfig | Mapping[str, Any],
+    config: Any,
     key: jax.Array,
     *,
     vocabulary: Vocabulary | None = None,
@@ -206,7 +212,7 @@ def init(
     """Makes a model with random parameters, split by layer, on the current mesh.
 
     Args:
-      config: a `DecoderConfig`, or the fields of a `config.json`.
+      config: a `DecoderConfig` or `MambaConfig`, or the fields of a `config.json`.
       key: typed PRNG key, consumed.
       vocabulary: the tokenizer, or None.
 
@@ -226,13 +232,11 @@ def init(
       >>> model.params["embed"]["tokens"].shape
       (8, 4)
     """
-    made = config if isinstance(config, nn.DecoderConfig) else config_from(config)
+    made = config_from(config) if isinstance(config, Mapping) else config
     return _init(made, key, vocabulary)
 
 
-def _init(
-    config: nn.DecoderConfig, key: jax.Array, vocabulary: Vocabulary | None
-) -> Model:
+def _init(config: Any, key: jax.Array, vocabulary: Vocabulary | None) -> Model:
     _check_vocabulary(vocabulary, config, "vocabulary")
     check_mesh(config)
     with entered_mesh() as mesh:
@@ -442,9 +446,7 @@ def _load_vocabulary(folder: pathlib.Path) -> Vocabulary | None:
         return None
 
 
-def _check_vocabulary(
-    vocabulary: Vocabulary | None, config: nn.DecoderConfig, where: str
-) -> None:
+def _check_vocabulary(vocabulary: Vocabulary | None, config: Any, where: str) -> None:
     if vocabulary is not None and vocabulary.size > config.vocab_size:
         raise VocabMismatchError(
             f"{where}: the tokenizer has {vocabulary.size} ids, the embedding "

@@ -8,14 +8,17 @@ A further family takes three steps, in the `families_*` file of its relatives:
 2. `write`, its inverse, so that new and changed models can be saved.
 3. Its weight table: a row for each kind of tensor (`linear`, `norm`, `Weight`).
 Then a line in its table of families, a golden and a line in the lists of the tests.
+A family of another kind than decoders also names its configuration, see `Backbone`.
 """
 
 from jtok.errors import CheckpointError, UnsupportedCheckpointError, near
+from jtok.models import mamba
 from jtok.models.families_common import Family, Fields
 from jtok.models.families_experts import EXPERT_FAMILIES
 from jtok.models.families_gemma import GEMMA_FAMILIES
 from jtok.models.families_gpt import GPT_FAMILIES
 from jtok.models.families_llama import LLAMA_FAMILIES
+from jtok.nn import MambaConfig
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
@@ -24,6 +27,7 @@ FAMILIES: dict[str, Family] = {
     **GEMMA_FAMILIES,
     **GPT_FAMILIES,
     **EXPERT_FAMILIES,
+    "mamba": Family(mamba.read, mamba.write, mamba.WEIGHTS, config=MambaConfig),
 }
 
 

@@ -54,18 +54,20 @@ class Family(NamedTuple):
     """One `model_type`.
 
     Attributes:
-      read: fields of `config.json` -> fields of `DecoderConfig`.
-      write: `DecoderConfig` -> fields of `config.json`.
+      read: fields of `config.json` -> fields of the configuration.
+      write: the configuration -> fields of `config.json`.
       weights: the table, in the order in which tensors are written.
       ignored: patterns of tensors that hold nothing (buffers, tied copies).
       prefix: what some files put before every name, and others leave out.
+      config: class of the configuration; its type names the `Backbone`.
     """
 
     read: Callable[[Fields], Fields]
-    write: Callable[[DecoderConfig], Fields]
+    write: Callable[[Any], Fields]
     weights: tuple[Weight, ...]
     ignored: tuple[str, ...] = ()
     prefix: str = ""
+    config: Callable[..., Any] = DecoderConfig
 
 
 def refuse(fields: Fields, **usual: Any) -> None:

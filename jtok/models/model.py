@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
+from jtok.models.backbone import backbone_of
 from jtok.models.fields import Fields
 from jtok.ops.attention import attention, cached_attention, write_rows
 from jtok.ops.sharding import constrain
@@ -103,13 +104,14 @@ class Output:
       logits: float32 `[batch, seq or 1, vocab]`, or None for `logits="none"`.
       hidden: `[batch, seq, dim]` after the final norm.
       taps: site -> `[layers, ...]`, (site, layer) -> that layer's activation.
-      cache: the cache with the new tokens pending, or None.
+      cache: the cache with the new tokens pending (of a recurrent model, its memory),
+        or None.
     """
 
     logits: jax.Array | None
     hidden: jax.Array
     taps: dict[Any, jax.Array]
-    cache: Cache | None
+    cache: PyTree
 
 
 class Taps(NamedTuple):
@@ -137,14 +139,14 @@ class Model:
     Attributes:
       params: `embed`, `layers` (a tuple of trees, or one tree stacked on a leading
         axis), `final_norm` and, unless tied, `unembed`.
-      config: static sizes and choices.
+      config: static sizes and choices; its type says which `Backbone` runs.
       vocabulary: the tokenizer, or None.
       processor: what prepares other inputs than text, or None.
       generation_config: stop ids and the like, or None.
     """
 
     params: PyTree
-    config: nn.DecoderConfig = struct.field(pytree_node=False)
+    config: Any = struct.field(pytree_node=False)
     vocabulary: Any = struct.field(pytree_node=False, default=None)
     processor: Any = struct.field(pytree_node=False, default=None)
     generation_config: GenerationConfig | None = struct.field(
@@ -158,7 +160,7 @@ class Model:
         positions: Int[Array, "batch seq"] | None = None,
         mask: Bool[Array, "batch seq"] | Bool[Array, "batch seq seq"] | None = None,
         bias: Float[Array, " #batch #heads #seq seq"] | None = None,
-        cache: Cache | None = None,
+        cache: PyTree = None,
         taps: Taps | Sequence[Any] | None = None,
         logits: Literal["none", "last", "all"] | Int[Array, "batch rows"] = "all",
     ) -> Output:
@@ -191,7 +193,7 @@ class Model:
           >>> tiny_model()(jnp.array([[1, 2, 3]]), logits="last").logits.shape
           (1, 1, 96)
         """
-        return forward(
+        return backbone_of(self.config).forward(
             self.params,
             self.config,
             inputs,
@@ -230,7 +232,7 @@ def unembedding(params: PyTree) -> tuple[jax.Array, jax.Array | None]:
     return params["embed"]["tokens"], None
 
 
-def forward(
+def decoder_forward(
     params: PyTree,
     config: nn.DecoderConfig,
     inputs: Any,
@@ -245,7 +247,8 @@ def forward(
     """The forward pass as a function of arrays; `Model.__call__` documents it."""
     inputs = jnp.asarray(inputs)
     taps = taps or Taps()
-    _check_inputs(config, inputs, bias, cache, taps)
+    check(bias is None or cache is None, "bias", "a bias", "None beside a cache")
+    check_inputs(config, inputs, taps, nn.SITES)
     batch, seq = inputs.shape[:2]
     if positions is None:
         start = 0 if cache is None else cache.length[:, None]
@@ -261,13 +264,14 @@ def forward(
     norm = nn.Norm(config)
     hidden: Any = norm.apply({"params": params["final_norm"]}, x)
     out_cache = None if cache is None else dataclasses.replace(cache, pending=pending)
-    made = _logits(params, config, hidden, logits)
-    return Output(made, hidden, _named(read, taps), out_cache)
+    made = logits_of(params, hidden, logits, softcap=config.final_softcap)
+    return Output(made, hidden, named_taps(read, taps), out_cache)
 
 
-def _check_inputs(
-    config: nn.DecoderConfig, inputs: Array, bias: Any, cache: Any, taps: Taps
+def check_inputs(
+    config: Any, inputs: Array, taps: Taps, sites: tuple[str, ...]
 ) -> None:
+    """Refuses inputs of another shape or type, and taps of sites that are not there."""
     is_ids = jnp.issubdtype(inputs.dtype, jnp.integer)
     if not is_ids and not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ArgumentTypeError(
@@ -277,10 +281,9 @@ def _check_inputs(
     good = inputs.ndim == (2 if is_ids else 3)
     good = good and (is_ids or inputs.shape[-1] == config.width)
     check(good, "inputs", f"shape {inputs.shape}", wanted)
-    check(bias is None or cache is None, "bias", "a bias", "None beside a cache")
     for site in taps.sites:
-        if site not in nn.SITES:
-            raise ArgumentError(f"taps: got site {site!r}{near(site, nn.SITES)}.")
+        if site not in sites:
+            raise ArgumentError(f"taps: got site {site!r}{near(site, sites)}.")
     for item in taps.read:
         if not isinstance(item, str):
             good = 0 <= item[1] < config.num_layers
@@ -344,10 +347,10 @@ def _attend(
     return attend
 
 
-def _run_block(
-    layer: PyTree, index: Any, block: nn.Block, x: Array, positions: Array,
-    attend: Any, taps: Taps, local: bool | Array,
-) -> tuple[Array, Any, dict[str, Array]]:  # fmt: skip
+def recording(
+    taps: Taps, index: Any
+) -> tuple[Callable[[str, Array], Array], dict[str, Array]]:
+    """What a block of layer `index` calls at its sites, and what was read there."""
     read: dict[str, Array] = {}
 
     def tap(site: str, value: Array) -> Array:
@@ -357,6 +360,14 @@ def _run_block(
             read[site] = value
         return value
 
+    return tap, read
+
+
+def _run_block(
+    layer: PyTree, index: Any, block: nn.Block, x: Array, positions: Array,
+    attend: Any, taps: Taps, local: bool | Array,
+) -> tuple[Array, Any, dict[str, Array]]:  # fmt: skip
+    tap, read = recording(taps, index)
     x, pair = block.apply({"params": layer}, x, positions, attend, tap, local)
     return constrain(x, "batch", "seq", "embed"), pair, read
 
@@ -425,7 +436,8 @@ def _after(x: Array, pending: PyTree) -> PyTree:
     return jax.tree.map(lambda part: jnp.where(broken, jnp.nan, part), pending)
 
 
-def _named(read: dict[str, Any], taps: Taps) -> dict[Any, Array]:
+def named_taps(read: dict[str, Any], taps: Taps) -> dict[Any, Array]:
+    """What was read, by the names under which it was asked for."""
     named: dict[Any, Array] = {}
     for item in taps.read:
         values = read[item if isinstance(item, str) else item[0]]
@@ -436,9 +448,10 @@ def _named(read: dict[str, Any], taps: Taps) -> dict[Any, Array]:
     return named
 
 
-def _logits(
-    params: PyTree, config: nn.DecoderConfig, hidden: Array, which: Any
+def logits_of(
+    params: PyTree, hidden: Array, which: Any, *, softcap: float | None = None
 ) -> Array | None:
+    """Float32 logits of all rows, the last, none, or those of given indices."""
     if isinstance(which, str):
         known = ("none", "last", "all")
         check(which in known, "logits", which, "'none', 'last', 'all' or row indices")
@@ -454,26 +467,31 @@ def _logits(
     logits = jnp.einsum("bnd,vd->bnv", rows, weight, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)[None, None]
-    cap = config.final_softcap
-    return logits if cap is None else cap * jnp.tanh(logits / cap)
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
-def init_cache(config: nn.DecoderConfig, batch: int, capacity: int) -> Cache:
+def init_cache(config: Any, batch: int, capacity: int) -> PyTree:
     """An empty cache.
 
     Args:
       config: the model's.
       batch: rows.
-      capacity: slots a row.
+      capacity: slots a row; a recurrent model needs none.
 
     Returns:
-      `Cache` of zeros in the model's dtype, on the current mesh.
+      `Cache` of zeros in the model's dtype, on the current mesh; `MambaCache` for a
+      Mamba model.
 
     Example:
       >>> from jtok.testing import tiny_model
       >>> init_cache(tiny_model().config, 2, 16).capacity
       16
     """
+    return backbone_of(config).init_cache(config, batch, capacity)
+
+
+def init_decoder_cache(config: nn.DecoderConfig, batch: int, capacity: int) -> Cache:
+    """`init_cache` of a transformer decoder."""
     check(batch >= 1, "batch", batch, "at least 1")
     check(capacity >= 1, "capacity", capacity, "at least 1")
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
@@ -495,11 +513,13 @@ def _laid_out(part: Array) -> Array:
 
 
 def commit(
-    cache: Cache,
+    cache: PyTree,
     path: Int[Array, "batch path"],
     count: Int[Array, " batch"],
-) -> Cache:
-    """Keeps the keys and values of chosen nodes of the last call, in path order.
+) -> PyTree:
+    """Keeps chosen nodes of the last call, in path order: their keys and values.
+
+    Of a recurrent model it keeps the state after them; the path is then a chain.
 
     Args:
       cache: with nodes pending.
@@ -521,6 +541,8 @@ def commit(
       >>> commit(cache, jnp.array([[0, 1, 2]]), jnp.array([3])).length.tolist()
       [3]
     """
+    if not isinstance(cache, Cache):
+        return cache.commit(path, count)
     if cache.pending is None:
         raise ArgumentError("cache: got one without pending nodes; run a step first.")
     chosen = jnp.maximum(path, 0)[:, None, :, None]

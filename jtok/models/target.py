@@ -11,6 +11,7 @@ from flax import struct
 
 from jtok import nn
 from jtok.models import model as core
+from jtok.models.backbone import backbone_of
 from jtok.ops.readouts import Readout, Want, readout_logits
 from jtok.ops.unembed import readout
 
@@ -104,11 +105,8 @@ class Target(NamedTuple):
     rewind: Callable[[PyTree, jax.Array], PyTree] | None = None
 
 
-@functools.lru_cache(maxsize=64)
-def model_target(
-    config: nn.DecoderConfig, read: tuple[tuple[str, int], ...] = ()
-) -> Target:
-    """The `Target` of a decoder; equal arguments give the same functions.
+def model_target(config: Any, read: tuple[tuple[str, int], ...] = ()) -> Target:
+    """The `Target` of a model; equal arguments give the same functions.
 
     Args:
       config: the model's.
@@ -123,15 +121,23 @@ def model_target(
       >>> model_target(config) is model_target(config)
       True
     """
+    return backbone_of(config).target(config, read)
+
+
+@functools.lru_cache(maxsize=64)
+def decoder_target(
+    config: nn.DecoderConfig, read: tuple[tuple[str, int], ...] = ()
+) -> Target:
+    """`model_target` of a transformer decoder."""
 
     def init_cache(params: PyTree, batch: int, capacity: int) -> core.Cache:
         del params
-        return core.init_cache(config, batch, capacity)
+        return core.init_decoder_cache(config, batch, capacity)
 
     def step(
         params: PyTree, cache: core.Cache, nodes: StepInput
     ) -> tuple[StepOutput, PyTree]:
-        out = core.forward(
+        out = core.decoder_forward(
             params,
             config,
             nodes.ids if nodes.vectors is None else nodes.vectors,

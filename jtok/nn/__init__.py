@@ -4,17 +4,35 @@ from jtok.nn.block import SITES, Block
 from jtok.nn.config import DecoderConfig
 from jtok.nn.experts import Experts, route
 from jtok.nn.layers import Linear, Mlp, Norm, activation
+from jtok.nn.mamba import (
+    MAMBA_SITES,
+    MambaBlock,
+    MambaConfig,
+    MambaSteps,
+    advance_mamba,
+    causal_conv,
+    conv_history,
+    rms_norm,
+)
 from jtok.nn.positions import rotary_frequencies, rotary_gain, rotate
 
 __all__ = [
+    "MAMBA_SITES",
     "SITES",
     "Block",
     "DecoderConfig",
     "Experts",
     "Linear",
+    "MambaBlock",
+    "MambaConfig",
+    "MambaSteps",
     "Mlp",
     "Norm",
     "activation",
+    "advance_mamba",
+    "causal_conv",
+    "conv_history",
+    "rms_norm",
     "rotary_frequencies",
     "rotary_gain",
     "rotate",

@@ -10,6 +10,7 @@ from jtok.ops.sampling import (
     row_keys,
     uniform_at,
 )
+from jtok.ops.selective_scan import advance_state, selective_scan
 from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
 from jtok.ops.unembed import (
     VocabStatistics,
@@ -26,6 +27,7 @@ __all__ = [
     "Tree",
     "VocabStatistics",
     "Want",
+    "advance_state",
     "ancestor_mask",
     "ancestor_path",
     "attention",
@@ -41,6 +43,7 @@ __all__ = [
     "readout",
     "readout_logits",
     "row_keys",
+    "selective_scan",
     "uniform_at",
     "vocab_statistics",
     "write_rows",

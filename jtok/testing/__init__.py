@@ -28,6 +28,7 @@ from jtok.testing.laws import (
     chain_law,
     try_candidates,
 )
+from jtok.testing.recurrent import RecurrentCache, recurrent_target
 from jtok.testing.tiny import tiny_config, tiny_model, tiny_vocabulary
 from jtok.testing.tolerances import assert_close, tolerance
 
@@ -39,6 +40,7 @@ __all__ = [
     "CountingCache",
     "Difference",
     "Golden",
+    "RecurrentCache",
     "adversary_drafter",
     "assert_close",
     "assert_token_guarantee",
@@ -55,6 +57,7 @@ __all__ = [
     "load_golden",
     "oracle_drafter",
     "random_drafter",
+    "recurrent_target",
     "steps",
     "tiny_config",
     "tiny_model",

@@ -35,20 +35,22 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _TIED = {"qwen2", "gpt2", "gemma", "gemma2", "gemma3_text"}
 
 
-def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> nn.DecoderConfig:
-    """A two-layer decoder of width 32: the shape that tests share.
+def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
+    """A two-layer model of width 32: the shape that tests share.
 
     Args:
       vocab_size: rows of the embedding.
       family: a name in `jtok.models.FAMILIES`.
 
     Returns:
-      `DecoderConfig`.
+      `DecoderConfig`, or `MambaConfig`.
 
     Example:
       >>> tiny_config(vocab_size=10).vocab_size
       10
     """
+    if family == "mamba":
+        return _tiny_mamba(vocab_size)
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
         "width": 32,
@@ -65,6 +67,18 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> nn.DecoderCon
     fields = {**models.FAMILIES[family].write(config), "model_type": family}
     translated = models.FAMILIES[family].read(fields)
     return nn.DecoderConfig(family=family, **translated)
+
+
+def _tiny_mamba(vocab_size: int) -> nn.MambaConfig:
+    return nn.MambaConfig(
+        vocab_size=vocab_size,
+        width=32,
+        num_layers=2,
+        inner_width=64,
+        state_size=8,
+        dt_rank=2,
+        tied=False,
+    )
 
 
 @functools.lru_cache(maxsize=32)
@@ -88,7 +102,13 @@ def tiny_model(
     """
     config = tiny_config(vocab_size=vocab_size, family=family)
     model = models.init(config, jax.random.key(seed))
-    grown = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, model.params)
+
+    def grow(path: Any, leaf: jax.Array) -> jax.Array:
+        # A_log is the logarithm of a rate: grown, a state would forget at once.
+        weight = leaf.ndim > 1 and getattr(path[-1], "key", None) != "A_log"
+        return leaf * scale if weight else leaf
+
+    grown = jax.tree_util.tree_map_with_path(grow, model.params)
     return dataclasses.replace(model, params=grown)
 
 

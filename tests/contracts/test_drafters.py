@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from jtok.decode import EXACT, generate, loop, rejection
-from jtok.testing import bigram_target, counting_target, steps
+from jtok.errors import ArgumentError
+from jtok.testing import bigram_target, counting_target, recurrent_target, steps
 from tests.contracts.drafters import DRAFTERS, TABLE, VOCAB
 
 PROMPTS = [[3], [1, 2, 3, 1, 2], [7] * 9, [4, 5, 6, 4, 5, 8, 9, 4, 5, 6, 4]]
@@ -231,6 +232,67 @@ def test_other_prompts_reuse_what_was_compiled(mode, name):
         rule=DRAFTERS[name].rule,
     )  # fmt: skip
     assert (run.start._cache_size(), run.advance._cache_size()) == sizes
+
+
+# Targets that take chains only ------------------------
+
+CHAINS = (
+    "none",
+    "prompt-lookup",
+    "prompt-lookup-2-of-2",
+    "prompt-lookup-official",
+    "recycling-chain",
+    "recycling-root-only",
+    "oracle",
+    "adversary",
+)
+RECURRENT = recurrent_target(TABLE)
+
+
+@functools.lru_cache
+def recurrent_plain():
+    out = generate(RECURRENT, PROMPTS, max_new_tokens=40, temperature=[0, 1, 0.6, 1.5])
+    return as_lists(out)
+
+
+def checksum(ids):
+    state = 0
+    for token in ids:
+        state = (state * 61 + int(token) * 7 + 1) % 997
+    return state
+
+
+def by_kind(*fast):
+    slow = pytest.mark.medium
+    return pytest.mark.parametrize(
+        "name", [n if n in fast else pytest.param(n, marks=slow) for n in DRAFTERS]
+    )
+
+
+@by_kind("prompt-lookup", "oracle", "recycling", "extra-slots", "dynamic-parent")
+def test_a_recurrent_target_takes_chains_and_nothing_else(name):
+    """Its state after every step is that of the tokens so far."""
+    truth = recurrent_plain()
+    drafter = DRAFTERS[name].make(truth, VOCAB)
+    if name not in CHAINS:
+        with pytest.raises(ArgumentError, match=r"drafter: .* prompt_lookup\(\)"):
+            generate(RECURRENT, PROMPTS, max_new_tokens=BUDGET, drafter=drafter)
+        return
+    states = steps(
+        RECURRENT, None, PROMPTS, max_new_tokens=BUDGET, drafter=drafter,
+        temperature=TEMPERATURES["sampled"],
+    )  # fmt: skip
+    for state in states:
+        lengths = state.tokens.count - 1
+        np.testing.assert_array_equal(state.cache.length, lengths)
+        for row, length in enumerate(lengths):
+            held = checksum(state.tokens.ids[row, :length])
+            assert state.cache.state[row] == held
+    for row, prompt in enumerate(PROMPTS):
+        emitted = state.tokens.ids[row, len(prompt) : state.tokens.count[row]]
+        assert emitted.tolist() == truth[row][:BUDGET]
+    if name in ("prompt-lookup", "oracle"):
+        assert state.emitted_per_call[2:].sum() > 0
 
 
 @pytest.mark.medium

@@ -1,0 +1,80 @@
+"""What a kind of model is made of, chosen by the type of its configuration."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jtok import nn
+from jtok.errors import ArgumentTypeError
+
+__all__ = ["Backbone", "backbone_of"]
+
+PyTree = Any
+
+
+class Backbone(NamedTuple):
+    """One kind of model, as pure functions that `Model`, `init` and decoding call.
+
+    `Model` is one class for all kinds; the type of its `config` says which backbone
+    runs. A new kind is a configuration class, a module with these functions, and a row
+    in this module's table. Parameters of every kind are `embed`, `layers` (a tuple, or
+    one tree stacked on a leading axis), `final_norm` and, unless tied, `unembed`; the
+    logical axes of all of them stand in the one table of `jtok.models.checkpoint`.
+
+    Attributes:
+      init_params: `(config, key) -> params`, with layers split.
+      forward: `(params, config, inputs, *, positions, mask, bias, cache, taps, logits)
+        -> Output`. What has no meaning for the kind is refused by the argument's name.
+      init_cache: `(config, batch, capacity) -> cache`, empty.
+      target: `(config, read) -> Target`, where `read` are (site, layer) pairs; equal
+        arguments give the same functions.
+    """
+
+    init_params: Callable[..., PyTree]
+    forward: Callable[..., Any]
+    init_cache: Callable[..., PyTree]
+    target: Callable[..., Any]
+
+
+def backbone_of(config: Any) -> Backbone:
+    """The backbone that a configuration is for.
+
+    Args:
+      config: a `DecoderConfig`, a `MambaConfig`.
+
+    Returns:
+      Its `Backbone`.
+
+    Raises:
+      ArgumentTypeError: no configuration of a model; the known are listed.
+
+    Example:
+      >>> from jtok.testing import tiny_config
+      >>> backbone_of(tiny_config()).target(tiny_config()).info.trees
+      True
+    """
+    table = _backbones()
+    if type(config) not in table:
+        known = ", ".join(kind.__name__ for kind in table)
+        raise ArgumentTypeError(
+            f"config: got {type(config).__name__}, expected one of {known}."
+        )
+    return table[type(config)]
+
+
+@functools.cache
+def _backbones() -> dict[type, Backbone]:
+    # Here and not above, as these modules ask for the backbone of their callers.
+    from jtok.models import checkpoint, mamba, model, target
+
+    return {
+        nn.DecoderConfig: Backbone(
+            checkpoint.init_decoder,
+            model.decoder_forward,
+            model.init_decoder_cache,
+            target.decoder_target,
+        ),
+        nn.MambaConfig: Backbone(
+            mamba.init_params, mamba.forward, mamba.init_cache, mamba.target
+        ),
+    }
