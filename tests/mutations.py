@@ -492,8 +492,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="stream-tells-half-characters",
         slug="foundation",
         path="jtok/decode/stream.py",
-        before='decode(self._ids).rstrip("\\ufffd")',
-        after='decode(self._ids).rstrip("\\ufffc")',
+        before="self._text += self._pieces.push(spelled(new, self._vocabulary))",
+        after="self._text += self._vocabulary.decode(spelled(new, self._vocabulary))",
         killed_by="tests/decode/test_stops.py::test_characters_come_whole",
     ),
     Mutation(
