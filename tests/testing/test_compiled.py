@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jtok.errors import UnsupportedImplementationError
 from jtok.ops.sharding import mesh_from
-from jtok.testing import Collective, collectives, tpu_devices
+from jtok.testing import Collective, argument_copies, collectives, tpu_devices
 
 
 def test_collectives_of_a_program():
@@ -40,6 +40,26 @@ def test_collectives_of_text():
         Collective("all-to-all", (16,), 16),
         Collective("collective-permute", (16,), 16),
     ]
+
+
+def test_copies_of_arguments_in_loops():
+    lines = """
+%body (p: (f32[4,8])) -> (f32[4,8]) {
+  %a = f32[8,4]{0,1:T(8,128)} copy(%p)
+  %b = f32[8,4]{0,1:T(8,128)S(1)} copy(%p)
+  %c = bf16[8,4]{0,1} copy(%p)
+  %d = f32[4,8]{1,0} copy-start(%p)
+  %e = f32[8,4]{1,0} transpose(%p), dimensions={1,0}
+}
+
+ENTRY %main (x: f32[4,8], y: f32[2]) -> f32[4,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %y = f32[2]{0} parameter(1)
+  %once = f32[4,8]{0,1} copy(%x)
+}
+"""
+    assert argument_copies(lines, min_bytes=9) == [("f32", (8, 4))] * 2
+    assert argument_copies(lines) == []
 
 
 def test_without_libtpu_it_says_so(monkeypatch):
