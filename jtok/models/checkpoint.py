@@ -252,7 +252,7 @@ def _init(config: Any, key: jax.Array, vocabulary: Vocabulary | None) -> Model:
     return Model(params, config, vocabulary, generation_config=generation)
 
 
-def abstract(config: nn.DecoderConfig | Mapping[str, Any]) -> Model:
+def abstract(config: Any) -> Model:
     """A model of shapes without numbers, laid out on the current mesh.
 
     For compiling ahead of time: the mesh may be of devices that are not here, and the
@@ -272,7 +272,7 @@ def abstract(config: nn.DecoderConfig | Mapping[str, Any]) -> Model:
       >>> abstract(tiny_config()).params["embed"]["tokens"].shape
       (96, 32)
     """
-    made = config if isinstance(config, nn.DecoderConfig) else config_from(config)
+    made = config_from(config) if isinstance(config, Mapping) else config
     check_mesh(made)
     shapes = jax.eval_shape(lambda: _init_params(made, jax.random.key(0)))
     axes, units = param_axes(shapes), axis_units(made)

@@ -243,6 +243,7 @@ CHAINS = (
     "prompt-lookup-official",
     "recycling-chain",
     "recycling-root-only",
+    "recycling-width-1",
     "draft-model",
     "draft-model-chains-only",
     "draft-model-recurrent",
@@ -254,7 +255,9 @@ RECURRENT = recurrent_target(TABLE)
 
 @functools.lru_cache
 def recurrent_plain():
-    out = generate(RECURRENT, PROMPTS, max_new_tokens=40, temperature=[0, 1, 0.6, 1.5])
+    out = generate(
+        RECURRENT, PROMPTS, max_new_tokens=40, temperature=[0.0, 1.0, 0.6, 1.5]
+    )
     return as_lists(out)
 
 
@@ -301,7 +304,9 @@ def test_a_recurrent_target_takes_chains_and_nothing_else(name):
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    "name", [name for name in DRAFTERS if name.startswith("draft-model")]
+    "name",
+    # A recurrent draft model keeps no ids to look at.
+    [n for n in DRAFTERS if n.startswith("draft-model") and "recurrent" not in n],
 )
 def test_a_draft_model_has_seen_what_was_committed(name):
     """After every step, in every row: those tokens, at their places, and no draft."""
