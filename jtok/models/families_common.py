@@ -67,7 +67,7 @@ class Family(NamedTuple):
     weights: tuple[Weight, ...]
     ignored: tuple[str, ...] = ()
     prefix: str = ""
-    config: Callable[..., Any] = DecoderConfig
+    config: type = DecoderConfig
 
 
 def refuse(fields: Fields, **usual: Any) -> None:

@@ -85,7 +85,8 @@ def score(
       model: a causal language model.
       texts: strings or sequences of ids.
       batch_size: windows a call.
-      context: tokens a window; None takes the model's positions, at most 2048.
+      context: tokens a window; None takes the model's positions, at most 2048, and
+        2048 where it has none.
       stride: tokens between windows, `1 <= stride <= context`; None means half.
       start_id: token before each text; None takes the vocabulary's BOS, else its EOS,
         before strings, and none before ids.
@@ -110,10 +111,11 @@ def score(
     vocabulary = model.vocabulary if vocabulary is None else vocabulary
     _check_counts(batch_size=batch_size)
     config = model.config
-    length = min(config.max_positions, _CONTEXT) if context is None else context
+    made_for = getattr(config, "max_positions", _CONTEXT)
+    length = min(made_for, _CONTEXT) if context is None else context
     check(length >= 1, "context", context, "a count >= 1")
-    if config.positions == "learned":
-        most = config.max_positions
+    most = _max_len(config)
+    if most is not None:
         check(length <= most, "context", context, f"at most {most}, the positions")
     step = max(1, length // 2) if stride is None else stride
     check(1 <= step <= length, "stride", stride, f"1..{length}, the context")
@@ -194,7 +196,7 @@ def encode(
     for index, row in enumerate(rows):
         good = len(row) > 0
         check(good, "texts", f"text {index} without a token", "at least one token")
-        most = config.max_positions if config.positions == "learned" else len(row)
+        most = _max_len(config) or len(row)
         got, wanted = f"text {index} of {len(row)} tokens", f"at most {most}"
         check(len(row) <= most, "texts", got, wanted)
     longest = max(map(len, rows), default=1)
@@ -212,6 +214,12 @@ def encode(
     if pool == "none":
         return found
     return np.stack(found) if found else np.zeros((0, config.width), np.float32)
+
+
+def _max_len(config: Any) -> int | None:
+    """The longest text that a model takes, None for no bound."""
+    learned = getattr(config, "positions", None) == "learned"
+    return config.max_positions if learned else None
 
 
 def _check_counts(**counts: int) -> None:

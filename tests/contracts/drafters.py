@@ -27,6 +27,7 @@ from jtok.testing import (
     extra_slots_drafter,
     oracle_drafter,
     random_drafter,
+    recurrent_target,
 )
 
 
@@ -81,6 +82,7 @@ TABLE = 2.0 * np.random.default_rng(0).normal(size=(VOCAB, VOCAB)).astype(np.flo
 NEAR = TABLE + np.random.default_rng(1).normal(size=TABLE.shape).astype(np.float32)
 SMALLER = bigram_target(NEAR, whole_context=True)
 CHAINS_ONLY = bigram_target(NEAR, whole_context=True, trees=False)
+RECURRENT = recurrent_target(NEAR)
 
 
 DRAFTERS: dict[str, Case] = {
@@ -119,6 +121,7 @@ DRAFTERS: dict[str, Case] = {
     "dynamic-parent": case(dynamic_drafter(token_recycling(4, MIXED)), random_table(4)),
     "draft-model": case(draft_model(SMALLER, 3)),
     "draft-model-chains-only": case(draft_model(CHAINS_ONLY, 2)),
+    "draft-model-recurrent": case(draft_model(RECURRENT, 2)),
     "draft-model-tree": case(draft_model(SMALLER, tree=MIXED)),
     "draft-model-dynamic": case(draft_model(SMALLER, tree=dynamic(3, 2, 9))),
     "draft-model-own": case(

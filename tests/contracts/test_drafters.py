@@ -243,6 +243,9 @@ CHAINS = (
     "prompt-lookup-official",
     "recycling-chain",
     "recycling-root-only",
+    "draft-model",
+    "draft-model-chains-only",
+    "draft-model-recurrent",
     "oracle",
     "adversary",
 )
@@ -263,9 +266,10 @@ def checksum(ids):
 
 
 def by_kind(*fast):
-    slow = pytest.mark.medium
+    names = [name for name, case in DRAFTERS.items() if case.guarantee == "token"]
+    medium = pytest.mark.medium
     return pytest.mark.parametrize(
-        "name", [n if n in fast else pytest.param(n, marks=slow) for n in DRAFTERS]
+        "name", [n if n in fast else pytest.param(n, marks=medium) for n in names]
     )
 
 

@@ -150,6 +150,18 @@ def test_trees_are_refused_with_what_to_use(drafter):
         generate(MODEL(), PROMPTS, max_new_tokens=4, drafter=drafter)
 
 
+def test_a_conversation_goes_on_and_nothing_is_forgotten():
+    """A kept state serves a longer text, and no other: it cannot be rewound."""
+    first = generate(MODEL(), [1, 2, 3], max_new_tokens=6, keep_cache=True)
+    text = [1, 2, 3, *first.tokens.tolist(), 4]
+    options = {"max_new_tokens": 6, "drafter": LOOKUP}
+    again = generate(MODEL(), text, cache=first.cache, **options)
+    fresh = generate(MODEL(), text, **options)
+    assert again.tokens.tolist() == fresh.tokens.tolist()
+    with pytest.raises(ArgumentError, match="this target cannot forget tokens"):
+        generate(MODEL(), [1, 2, 5, 6, 7], cache=first.cache, **options)
+
+
 def test_extra_slots_are_refused():
     """A mask token after the root sees the root; a state would have seen the drafts."""
     drafter = extra_slots_drafter(token_recycling(2, Tree.chain(2)))

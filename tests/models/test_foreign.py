@@ -223,6 +223,17 @@ def test_the_cache_is_the_text():
         target.commit(cache, path, jnp.array([1, 1]))
 
 
+def test_a_kept_text_is_rewound():
+    target = logits_target(nnx_apply, vocab_size=VOCAB, max_len=40)
+    options = {"params": nnx_model()[1], "max_new_tokens": 5}
+    first = generate(target, [1, 2, 3], keep_cache=True, **options)
+    again = generate(target, [1, 2, 7, 8], cache=first.cache, **options)
+    assert (
+        again.tokens.tolist()
+        == generate(target, [1, 2, 7, 8], **options).tokens.tolist()
+    )
+
+
 def test_bad_arguments():
     with pytest.raises(ArgumentError, match="vocab_size: got 0"):
         logits_target(nnx_apply, vocab_size=0)

@@ -223,6 +223,19 @@ def test_bad_caches_and_configurations():
         backbone_of(3)
 
 
+def test_texts_are_scored_and_encoded():
+    model = golden_model()
+    texts = [IDS[0].tolist(), IDS[1, :7].tolist()]
+    scores = models.score(model, texts)
+    for row, text in enumerate(texts):
+        logits = run(model, IDS[row : row + 1]).logits[0, : len(text) - 1]
+        log_probs = jax.nn.log_softmax(logits)
+        wanted = sum(float(log_probs[i, t]) for i, t in enumerate(text[1:]))
+        assert scores.log_likelihood[row] == pytest.approx(wanted, rel=1e-5)
+    vectors = models.encode(model, texts, pool="last")
+    assert_close(vectors[1], run(model, IDS).hidden[1, 6], atol=2e-5)
+
+
 # ---- training
 
 
