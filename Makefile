@@ -4,11 +4,12 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
+# Two processes; the tests of a file share what they compiled.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 
-.PHONY: help demo test fast slow smoke notebooks lint types format clean
+.PHONY: help demo test fast slow mutations smoke notebooks lint types format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make test       the test suite without the slow tests (installs first)"
 	@echo "make fast       the tests that take under 2 minutes together"
 	@echo "make slow       the slow tests"
+	@echo "make mutations  every listed fault is noticed by its test (half an hour)"
 	@echo "make smoke      every experiment at its smallest size"
 	@echo "make notebooks  every notebook, top to bottom, at smoke size"
 	@echo "make lint       formatter and linter;  make types  type checker"
@@ -37,13 +39,16 @@ demo: $(DEMO_STAMP)
 	$(BIN)/python -m experiments.run token_recycling
 
 test: $(TEST_STAMP)
-	$(PYTEST) -m "not slow and not notebook"
+	$(PYTEST) -m "not slow and not mutation and not notebook"
 
 fast: $(TEST_STAMP)
-	$(PYTEST) -m "not medium and not slow and not notebook"
+	$(PYTEST) -m "not medium and not slow and not mutation and not notebook"
 
 slow: $(TEST_STAMP)
-	$(PYTEST) -m "slow and not notebook"
+	$(PYTEST) --dist worksteal -m "slow and not notebook"
+
+mutations: $(TEST_STAMP)
+	$(PYTEST) --dist worksteal -m mutation
 
 notebooks: $(TEST_STAMP)
 	$(PYTEST) -m notebook

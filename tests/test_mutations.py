@@ -78,7 +78,7 @@ def test_a_harmless_change_survives(copy):
     assert "the test passed" in mutations.survives(harmless, copy)
 
 
-@pytest.mark.slow
+@pytest.mark.mutation
 @ALL
 def test_killed(mutation, copy):
     assert mutations.survives(mutation, copy) is None

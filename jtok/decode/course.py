@@ -13,7 +13,7 @@ from jtok.decode.results import Generated, Timing, result
 from jtok.decode.sessions import Session
 from jtok.decode.stops import Cut, StopStrings
 from jtok.models import Target
-from jtok.ops.sharding import to_host
+from jtok.ops.sharding import entered_mesh, to_host
 
 __all__ = ["Course", "look_for_stops"]
 
@@ -65,6 +65,7 @@ class Course:
       cuts: rows that a stop string ended.
     """
 
+    @entered_mesh()
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         self.cuts: dict[int, Cut] = {}
@@ -86,6 +87,7 @@ class Course:
         # Tokens that the cache holds, where it cannot forget what was cut.
         self._held: jax.Array | None = None
 
+    @entered_mesh()
     def advance(self) -> bool:
         """Runs a chunk of steps; False when all rows are done."""
         prepared, every = self.prepared, self.prepared.sync_every
@@ -110,6 +112,7 @@ class Course:
             self.cuts |= cuts
         return bool(to_host(self.state.live).any())
 
+    @entered_mesh()
     def result(self) -> Generated:
         """What was generated."""
         options = self.prepared.options

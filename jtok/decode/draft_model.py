@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from jtok.decode.dynamic import Dynamic, grow_tree
 from jtok.decode.rejection import node_laws
-from jtok.decode.types import Drafter, Needs, Proposal, Sampling, Tokens, Verdict
+from jtok.decode.types import Drafter, Proposal, Sampling, Tokens, Verdict
 from jtok.errors import ArgumentError, ArgumentTypeError, VocabMismatchError, check
 from jtok.models import Info, Model, StepInput, Target, split_layers
 from jtok.ops import Draw, Tree, Want, ancestor_mask, filter_logits, purpose_keys
@@ -120,9 +120,7 @@ def _drafter(target: Target, tree: Tree | Dynamic, own: bool) -> Drafter:
         check(good, "model", f"{vocab} ids", expected, VocabMismatchError)
         wide = tree.beam if isinstance(tree, Dynamic) else tree.num_candidates
         check(wide <= vocab, "tree", f"{wide} candidates", f"at most {vocab}")
-        batch, capacity = tokens.ids.shape
-        cache = target.init_cache(params, batch, capacity)
-        return DraftState(cache, jnp.zeros(batch, jnp.int32))
+        return _read_prompts(target, params, tokens)
 
     def propose(
         state: DraftState, tokens: Tokens, params: PyTree = None
@@ -134,23 +132,52 @@ def _drafter(target: Target, tree: Tree | Dynamic, own: bool) -> Drafter:
     def update(
         state: DraftState, verdict: Verdict, params: PyTree = None
     ) -> DraftState:
-        batch, width = verdict.path.shape
-        order = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (batch, width))
         at = jnp.maximum(verdict.path, 0)
         ids = jnp.take_along_axis(verdict.tokens, at, axis=1)
-        causal = jnp.asarray(np.tri(width, dtype=bool))
-        nodes = StepInput(
-            ids,
-            state.length[:, None] + order,
-            jnp.broadcast_to(causal, (batch, width, width)),
-            order < verdict.count[:, None],
-        )
-        _, cache = target.step(params, state.cache, nodes)
-        cache = target.commit(cache, order, verdict.count)
-        return DraftState(cache, state.length + verdict.count)
+        return _feed(target, params, state, ids, verdict.count)
 
     calls = tree.max_depth + 1
-    return Drafter(init, propose, update, Needs(prefill=True), calls=calls)
+    return Drafter(init, propose, update, calls=calls)
+
+
+def _feed(
+    target: Target, params: PyTree, state: DraftState, ids: Array, count: Array
+) -> DraftState:
+    """Commits the first `count` of `ids` `[batch, width]`."""
+    batch, width = ids.shape
+    order = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (batch, width))
+    causal = jnp.asarray(np.tri(width, dtype=bool))
+    nodes = StepInput(
+        ids,
+        state.length[:, None] + order,
+        jnp.broadcast_to(causal, (batch, width, width)),
+        order < count[:, None],
+    )
+    _, cache = target.step(params, state.cache, nodes)
+    return DraftState(target.commit(cache, order, count), state.length + count)
+
+
+def _read_prompts(target: Target, params: PyTree, tokens: Tokens) -> DraftState:
+    """All tokens but the newest, a chunk at a time.
+
+    Not in step with the target's prefill, which leaves out what its cache has kept
+    from an earlier turn.
+    """
+    batch, capacity = tokens.ids.shape
+    # No chunk may reach beyond the buffers, where a write would be moved down.
+    width = next((size for size in (256, 64, 16) if 2 * size <= capacity), 1)
+    while capacity % width:
+        width //= 2
+    todo = tokens.count - 1
+
+    def feed(index: Array, state: DraftState) -> DraftState:
+        first = index * width
+        ids = jax.lax.dynamic_slice_in_dim(tokens.ids, first, width, axis=1)
+        return _feed(target, params, state, ids, jnp.clip(todo - first, 0, width))
+
+    cache = target.init_cache(params, batch, capacity)
+    state = DraftState(cache, jnp.zeros(batch, jnp.int32))
+    return jax.lax.fori_loop(0, -(-jnp.max(todo) // width), feed, state)
 
 
 class _Layout(NamedTuple):

@@ -13,7 +13,6 @@ from jtok.decode.results import Generated, Stats
 from jtok.decode.sessions import Session
 from jtok.decode.types import Drafter, Rule
 from jtok.models import Model, Target
-from jtok.ops.sharding import entered_mesh
 from jtok.text import Vocabulary
 
 __all__ = ["Generated", "Stats", "generate"]
@@ -158,8 +157,7 @@ def generate(
         top_logprobs=top_logprobs,
         sync_every=sync_every,
     )
-    with entered_mesh():
-        course = Course(prepare(model, prompts, options))
-        while course.advance():
-            pass
-        return course.result()
+    course = Course(prepare(model, prompts, options))
+    while course.advance():
+        pass
+    return course.result()

@@ -34,7 +34,7 @@ from jtok.models import Model, Target, model_target, split_layers
 from jtok.models.checkpoint import place_params
 from jtok.ops import Tree, row_keys
 from jtok.ops.penalties import Penalties
-from jtok.ops.sharding import onto_mesh, place, sharding_for
+from jtok.ops.sharding import entered_mesh, onto_mesh, place, sharding_for
 from jtok.text import Vocabulary
 
 __all__ = ["Options", "Prepared", "options_from", "prepare", "prompts_from"]
@@ -132,6 +132,7 @@ class Prepared(NamedTuple):
     options: Options
 
 
+@entered_mesh()
 def prepare(
     model: Any,
     prompts: Any,

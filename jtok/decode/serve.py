@@ -20,7 +20,7 @@ from jtok.decode.results import Generated, Timing, result
 from jtok.decode.stops import Cut
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import Model, Target
-from jtok.ops.sharding import to_host
+from jtok.ops.sharding import entered_mesh, to_host
 
 __all__ = ["serve"]
 
@@ -62,7 +62,8 @@ def serve(
       sync_every: steps between looks; a row that is done waits for the next look.
       seed: of prompt 0; prompt i takes `seed + i`.
       **options: other options of `generate`, by the same names, one value for all
-        prompts. A cache and drafter states are neither taken nor returned; what a
+        prompts; `capacity` is what the cache starts with, at least, and rounded up to a
+        class. A cache and drafter states are neither taken nor returned; what a
         drafter learns for all rows goes on from prompt to prompt.
 
     Returns:
@@ -92,6 +93,11 @@ def serve(
         raise ArgumentTypeError("sync_every: got None, expected an int.")
     check(sync_every >= 1, "sync_every", sync_every, "at least 1")
     given = options_from(options)
+    capacity = given.capacity
+    if capacity is not None:
+        if isinstance(capacity, bool) or not isinstance(capacity, (int, np.integer)):
+            raise ArgumentTypeError(f"capacity: got {capacity!r}, expected an int.")
+        check(capacity >= 1, "capacity", capacity, "at least 1")
     for name in ("cache", "drafter_state", "keep_cache"):
         value = getattr(given, name)
         if value is not None and value is not False:
@@ -143,10 +149,12 @@ class _Rows:
         self.active: dict[int, _Active] = {}
         self._checked = np.zeros(count, np.int64)
         self._limit = self._syncs = self._capacity = 0
+        self._room = 0 if options.capacity is None else options.capacity
         self._state: Any = None
         self._batch: Any = None
         self._axes: _Axes | None = None
 
+    @entered_mesh()
     def place(self, index: int, prompt: Any, seed: int) -> None:
         """Processes a prompt and puts it into a free row."""
         began = time.perf_counter()
@@ -170,7 +178,8 @@ class _Rows:
             index, length, prepared, ended - began, ended, self._syncs
         )
 
-    def advance(self) -> Iterator[tuple[int, Generated]]:
+    @entered_mesh()
+    def advance(self) -> list[tuple[int, Generated]]:
         """Runs a chunk of steps, and gives out and frees the rows that are done."""
         some = next(iter(self.active.values())).prepared
         # The size of prefill steps is of no concern here; a row may be from before the
@@ -183,7 +192,7 @@ class _Rows:
         self._syncs += 1
         cuts: dict[int, Cut] = {}
         if some.stops is not None:
-            lengths = np.array(self._state.tokens.count)
+            lengths = np.array(to_host(self._state.tokens.count))
             for row, item in self.active.items():
                 lengths[row] = item.length
             self._state, cuts = look_for_stops(
@@ -193,7 +202,7 @@ class _Rows:
         done = [row for row in self.active if not live[row]]
         out = [self._result(row, cuts) for row in done]
         self.free += done
-        yield from out
+        return out
 
     def _result(self, row: int, cuts: dict[int, Cut]) -> tuple[int, Generated]:
         item = self.active.pop(row)
@@ -209,9 +218,9 @@ class _Rows:
         return item.index, dataclasses.replace(out, drafter_state=None)
 
     def _prepare(self, prompt: Any, seed: int) -> Prepared:
-        options = dataclasses.replace(self._options, seed=seed)
+        options = dataclasses.replace(self._options, seed=seed, capacity=None)
         ready = functools.partial(prepare, self._model, options=options, trace=True)
-        prepared = ready([prompt], room=self._capacity)
+        prepared = ready([prompt], room=max(self._capacity, self._room))
         while self._capacity < prepared.rules.capacity:
             self._capacity = max(128, 2 * self._capacity)
         if prepared.rules.capacity != self._capacity:

@@ -11,6 +11,7 @@ from jtok.decode.options import options_from, prepare, prompts_from
 from jtok.decode.stops import Cut, spelled
 from jtok.models import Model, Target
 from jtok.ops.sharding import to_host
+from jtok.text import Detokenizer
 
 __all__ = ["Event", "stream"]
 
@@ -107,7 +108,7 @@ class _Row:
         self._vocabulary, self._stops = prepared.vocabulary, prepared.stops
         self._text, self._told_text = "", 0
         if self._vocabulary is not None:
-            self._pieces = _Detokenizer(self._vocabulary)
+            self._pieces = Detokenizer(self._vocabulary)
 
     def event(self, ids: np.ndarray, reason: str | None, cut: Cut | None) -> Event:
         """What is new in `ids`, the row's tokens with its prompt."""
@@ -127,23 +128,3 @@ class _Row:
         fresh = self._text[self._told_text : end]
         self._told_text = max(self._told_text, end)
         return Event(self.index, fresh, new, reason)
-
-
-class _Detokenizer:
-    """Text of ids as they come, never half a character."""
-
-    def __init__(self, vocabulary: Any) -> None:
-        self._vocabulary, self._ids, self._length = vocabulary, np.zeros(0, int), 0
-
-    def push(self, ids: np.ndarray) -> str:
-        self._ids = np.append(self._ids, ids)
-        # Bytes of an unfinished character decode to U+FFFD.
-        return self._rest(self._vocabulary.decode(self._ids).rstrip("\ufffd"))
-
-    def finish(self) -> str:
-        return self._rest(self._vocabulary.decode(self._ids))
-
-    def _rest(self, text: str) -> str:
-        rest = text[self._length :]
-        self._length += len(rest)
-        return rest

@@ -72,7 +72,8 @@ def _is_texts(value: Any) -> bool:
 
 
 def _is_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
+    # A tuple is what `checked` makes of a list.
+    return isinstance(value, list | tuple) and all(map(_is_number, value))
 
 
 def _is_object(value: Any) -> bool:

@@ -416,6 +416,10 @@ def _scanned(
     if config.windows:
         sizes = [_NO_WINDOW if size is None else size for size in config.windows]
         windows = jnp.asarray(sizes, jnp.int32)
+    # For the gradient only products with weights are kept: scores and weights of the
+    # attention, which grow with the square of the length, are computed again.
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    body = jax.checkpoint(body, policy=keep, prevent_cse=False)
     x, read = jax.lax.scan(body, x, (indices, layers, windows))
     return x, None, read
 

@@ -366,8 +366,10 @@ def onto_mesh(
 
 
 def _is_twin(one: AnyMesh, other: AnyMesh) -> bool:
-    same = isinstance(one, Mesh) and isinstance(other, Mesh)
-    return same and one.shape == other.shape and (one.devices == other.devices).all()
+    same = (
+        isinstance(one, Mesh) and isinstance(other, Mesh) and one.shape == other.shape
+    )
+    return same and bool((one.devices == other.devices).all())
 
 
 def to_host(tree: Any) -> Any:

@@ -1,6 +1,11 @@
 """What tests need, shipped because users' tests need it too."""
 
-from jtok.testing.compiled import Collective, collectives, tpu_devices
+from jtok.testing.compiled import (
+    Collective,
+    argument_copies,
+    collectives,
+    tpu_devices,
+)
 from jtok.testing.data import data
 from jtok.testing.decoding import (
     BigramCache,
@@ -42,6 +47,7 @@ __all__ = [
     "Golden",
     "RecurrentCache",
     "adversary_drafter",
+    "argument_copies",
     "assert_close",
     "assert_token_guarantee",
     "bigram_target",

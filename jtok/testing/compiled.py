@@ -10,7 +10,7 @@ import jax
 
 from jtok.errors import UnsupportedImplementationError
 
-__all__ = ["Collective", "collectives", "tpu_devices"]
+__all__ = ["Collective", "argument_copies", "collectives", "tpu_devices"]
 
 _KINDS = (
     "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|"
@@ -18,6 +18,10 @@ _KINDS = (
 )
 _LINE = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(", re.MULTILINE)
 _ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
+
+_TYPE = r"(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]"
+_PARAMETER = re.compile(rf"= {_TYPE}\S* parameter\(")
+_COPY = re.compile(rf"= {_TYPE}(\S*) (?:copy|transpose)\(")
 
 
 class Collective(NamedTuple):
@@ -57,6 +61,42 @@ def collectives(compiled: Any) -> list[Collective]:
         # An exchange that starts here and ends below lists what it sends, too.
         whole = size if result.startswith("((") else sum(n for n, _ in arrays)
         found.append(Collective(kind, shape, whole))
+    return found
+
+
+def argument_copies(
+    compiled: Any, *, min_bytes: int = 2**16
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Lists the copies of whole arguments that the loops of a program make.
+
+    A copy has the type and the extents of an argument, in any order. One outside of
+    all loops is made once, and not listed, and neither is one into on-chip memory.
+
+    Args:
+      compiled: `jax.stages.Compiled`, or its text.
+      min_bytes: smaller arguments do not count.
+
+    Returns:
+      Type and shape of every copy.
+
+    Example:
+      >>> argument_copies(jax.jit(lambda x: 2 * x).lower(1.0).compile())
+      []
+    """
+    text = compiled if isinstance(compiled, str) else compiled.as_text()
+    start = text.index("\nENTRY ")
+    end = text.find("\n}", start)
+    entry, loops = text[start:end], text[:start] + text[end:]
+    arguments = set()
+    for name, bits, sizes in _PARAMETER.findall(entry):
+        num_bytes, shape = _array(name, bits, sizes)
+        if num_bytes >= min_bytes:
+            arguments.add((name, tuple(sorted(shape))))
+    found = []
+    for name, bits, sizes, layout in _COPY.findall(loops):
+        shape = _array(name, bits, sizes)[1]
+        if (name, tuple(sorted(shape))) in arguments and "S(1)" not in layout:
+            found.append((name, shape))
     return found
 
 

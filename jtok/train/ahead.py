@@ -38,11 +38,12 @@ def lower_update(
       `jax.stages.Lowered`.
 
     Example:
+      >>> import optax
       >>> def loss_fn(trainable, frozen, state, batch, key):
       ...     return jnp.mean(trainable["w"] * batch), ({}, state)
-      >>> shape = jax.ShapeDtypeStruct((4,), "float32")
-      >>> lower_update(loss_fn, {"w": shape}, shape, optimizer=optax.sgd(1.0)
-      ...     ).compile().memory_analysis().argument_size_in_bytes > 0
+      >>> w, optimizer = jax.ShapeDtypeStruct((4,), "float32"), optax.sgd(1.0)
+      >>> lowered = lower_update(loss_fn, {"w": w}, w, optimizer=optimizer)
+      >>> lowered.compile().memory_analysis().argument_size_in_bytes > 0
       True
     """
     mesh = current_mesh()

@@ -16,7 +16,7 @@ from jtok.errors import (
     VocabMismatchError,
     check,
 )
-from jtok.ops.sharding import constrain
+from jtok.ops.sharding import constrain, to_host
 
 __all__ = ["bits_per_byte", "lm_loss"]
 
@@ -238,7 +238,7 @@ def _batch_nats(
 ) -> float:
     tokens, scored = (np.stack(parts) for parts in zip(*windows))
     rows = _row_nats(model, tokens, scored, softcap, chunk)
-    return float(np.asarray(rows, np.float64).sum())
+    return float(to_host(rows).astype(np.float64).sum())
 
 
 def _row_nats_of(

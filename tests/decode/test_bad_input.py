@@ -431,6 +431,8 @@ def test_a_stream_refuses_before_it_is_iterated():
         ([[1]], {"sync_every": 0}, ArgumentError, "sync_every: got 0"),
         ([[1]], {"sync_every": None}, ArgumentTypeError, "sync_every: got None"),
         ([[1]], {"keep_cache": True}, ArgumentError, "keep_cache: got one"),
+        ([[1]], {"capacity": 0}, ArgumentError, "capacity: got 0, expected at least 1"),
+        ([[1]], {"capacity": 1.5}, ArgumentTypeError, "capacity: got 1.5"),
         ([[1]], {"drafter_state": TABLE}, ArgumentError, "drafter_state: got one"),
         (
             [[1]],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtok.decode import draft_model, dynamic, generate, rejection
+from jtok.decode import draft_model, dynamic, generate, rejection, serve
 from jtok.errors import ArgumentError, ArgumentTypeError, VocabMismatchError
 from jtok.models import Info, Target, split_layers
 from jtok.ops import Tree
@@ -117,6 +117,45 @@ def test_parameters_are_arguments():
     good = generate(base, [3], drafter=first, **options).stats
     bad = generate(base, [3], drafter=second, **options).stats
     assert (good.calls, bad.calls) == (4, 12)
+
+
+@pytest.mark.medium
+def test_a_recurrent_model_drafts_for_any_target():
+    drafter = draft_model(tiny_model(family="mamba"), 3)
+    options = {"temperature": [0.0, 1.0, 0.5], "max_new_tokens": 12}
+    plain = generate(TARGET, PROMPTS, gaps=True, **options)
+    assert_token_guarantee(plain, generate(TARGET, PROMPTS, drafter=drafter, **options))
+    mamba = tiny_model(family="mamba")
+    out = generate(mamba, PROMPTS, drafter=drafter, **options)
+    assert out.stats.row_calls.tolist() == [3, 3, 3]  # it agrees with itself
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("draw", ["shared", "own"])
+def test_a_cache_from_an_earlier_turn_leaves_nothing_out(draw):
+    """The draft model reads the whole prompt, though the target reads the new part."""
+    same = bigram_target(2 * TABLE, whole_context=True)
+    drafter = draft_model(same, 3, draw=draw)
+    options = {"max_new_tokens": 8, "temperature": 1.0, "drafter": drafter}
+    first = generate(same, PROMPTS, keep_cache=True, **options)
+    turns = zip(PROMPTS, first.tokens, strict=True)
+    longer = [[*a, *b.tolist(), 4, 4, 2] for a, b in turns]
+    again = generate(same, longer, cache=first.cache, **options)
+    assert again.stats.row_calls.tolist() == [2, 2, 2]
+    fresh = generate(same, longer, **options)
+    assert [r.tolist() for r in again.tokens] == [r.tolist() for r in fresh.tokens]
+
+
+@pytest.mark.medium
+def test_rows_that_refill_draft_from_their_own_prompt():
+    same = bigram_target(2 * TABLE, whole_context=True)
+    drafter = draft_model(same, 3)
+    prompts = [[3], [1, 2, 3, 1, 2], [7] * 9, [4] * 70, [8, 9]]
+    done = serve(same, prompts, batch=2, max_new_tokens=8, drafter=drafter)
+    for index, out in done:
+        plain = generate(same, prompts[index], max_new_tokens=8)
+        assert out.tokens.tolist() == plain.tokens.tolist()
+        assert out.stats.calls == 2
 
 
 # Which models may ------------------------

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 
 from jtok import models
-from jtok.decode import generate, lower_decode, prompt_lookup, token_recycling
+from jtok.decode import (
+    generate,
+    lower_decode,
+    prompt_lookup,
+    serve,
+    stream,
+    token_recycling,
+)
 from jtok.decode.recycling import recycling_template
-from jtok.errors import ArgumentError, UnsupportedImplementationError
+from jtok.errors import ArgumentError
 from jtok.models.checkpoint import place_params
 from jtok.ops import Tree
 from jtok.ops.sharding import mesh_from
@@ -20,8 +27,8 @@ from jtok.testing import (
     collectives,
     tiny_config,
     tiny_model,
-    tpu_devices,
 )
+from tests.ops.topologies import tpu_mesh
 
 PROMPTS = [[5, 6, 7, 5, 6], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3], [44, 17] * 4]
 PROMPTS += [[3], [8, 8, 8], [90, 1], [17] * 20]
@@ -106,6 +113,29 @@ def test_a_mesh_with_explicit_axes_and_weights_from_before_it():
     assert key.sharding.is_fully_replicated
 
 
+@pytest.mark.medium
+def test_streams_and_rows_that_refill_on_a_mesh_with_explicit_axes():
+    expected = generate(tiny_model(), PROMPTS[:4], max_new_tokens=6)
+    with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"))):
+        told = {row: [] for row in range(4)}
+        for event in stream(tiny_model(), PROMPTS[:4], max_new_tokens=6, sync_every=4):
+            told[event.row] += event.tokens.tolist()
+        served = dict(serve(tiny_model(), PROMPTS[:4], batch=2, max_new_tokens=6))
+        first = generate(
+            tiny_model(), PROMPTS[:4], max_new_tokens=3, keep_cache=True,
+            drafter=DRAFTERS["recycling"],
+        )  # fmt: skip
+        longer = [p + t.tolist() for p, t in zip(PROMPTS, first.tokens)]
+        again = generate(
+            tiny_model(), longer, max_new_tokens=3, cache=first.cache,
+            drafter=DRAFTERS["recycling"], drafter_state=first.drafter_state,
+        )  # fmt: skip
+    assert list(told.values()) == lists(expected)
+    assert [served[row].tokens.tolist() for row in range(4)] == lists(expected)
+    halves = [a + b for a, b in zip(lists(first), lists(again), strict=True)]
+    assert halves == lists(expected)
+
+
 def test_a_mesh_that_does_not_divide_the_heads_is_refused(tmp_path):
     models.save(tiny_model(), tmp_path / "m")
     says = r"mesh: got 'model=8', expected .* divides the 4 heads: one of 1, 2, 4\."
@@ -159,9 +189,8 @@ def test_a_step_gathers_neither_logits_nor_weights(name):
     nodes = 1 if name is None else SMALL.num_nodes
     kinds = {c.kind for c in collectives(program)}
     assert kinds <= {"all-gather", "all-reduce", "collective-permute"}
-    # Candidates of the parts: four bytes for each of 8 candidates of 4 parts; rows of
-    # the recycling table for all nodes of the batch.
-    assert largest(program, "all-gather") <= 4 * nodes * 8 * 4 * 2
+    # Of each of the four parts 8 candidates with their ids, and four running values.
+    assert largest(program, "all-gather") <= 4 * 2 * nodes * (2 * 8 + 4) * 4
     # Sums after attention, MLP and embedding: [2, nodes, 32] float32.
     sums = [c.shape for c in collectives(program) if c.kind == "all-reduce"]
     assert sums.count((2, nodes, 32)) == 2 * 2 + 1
@@ -196,16 +225,9 @@ def test_weights_that_are_in_place_are_not_moved():
 # A TPU that is not here ------------------------
 
 
-def v5e():
-    try:
-        return tpu_devices("v5e:2x2")
-    except UnsupportedImplementationError:
-        pytest.skip("libtpu is not installed")
-
-
 @pytest.mark.medium
 def test_a_decode_step_compiles_for_a_tpu():
-    mesh = jax.sharding.Mesh(np.array(v5e()).reshape(1, 4), ("data", "model"))
+    mesh = tpu_mesh("v5e:2x2", 4)
     config = dataclasses.replace(
         tiny_config(vocab_size=4096), num_kv_heads=4, dtype="bfloat16"
     )
@@ -216,6 +238,6 @@ def test_a_decode_step_compiles_for_a_tpu():
         )
         program = lowered.compile()
     nodes = SMALL.num_nodes
-    assert 0 < largest(program, "all-gather") <= 4 * 2 * nodes * 8 * 4
+    assert 0 < largest(program, "all-gather") <= 4 * 2 * nodes * (2 * 8 + 4) * 4
     assert largest(program, "all-reduce") <= 2 * nodes * 32 * 4
     assert program.memory_analysis().temp_size_in_bytes < 16 * 2**20

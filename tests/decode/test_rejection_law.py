@@ -65,6 +65,18 @@ def test_filters_and_temperature_shape_both_laws(how):
 
 
 @pytest.mark.medium
+def test_a_bias_is_part_of_the_law():
+    """The drafter knows nothing of it; the verifier's law has it."""
+    bias = {0: 1.0, 3: -2.0}
+    out = draws("tree", 2, logit_bias=bias)
+    counts = np.zeros((SMALL,) * 2)
+    np.add.at(counts, tuple(np.stack(out.tokens).T), 1)
+    shift = np.array([bias.get(i, 0.0) for i in range(SMALL)], np.float32)
+    probs = softmax(LOGITS + shift)
+    assert_law(counts, probs[5][:, None] * probs)
+
+
+@pytest.mark.medium
 @pytest.mark.parametrize("how", ["chain", "tree"])
 def test_stop_ids_and_budgets_keep_the_law(how):
     """Texts of at most two tokens, which end early at either of two ids."""

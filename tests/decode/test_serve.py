@@ -151,6 +151,16 @@ def test_a_transformer_with_penalties_and_stop_strings():
         np.testing.assert_allclose(found[index].logprobs, one.logprobs, atol=1e-4)
 
 
+def test_a_cache_that_starts_large_does_not_grow():
+    found = dict(serve(TARGET, PROMPTS, batch=3, seed=5, capacity=300, **OPTIONS))
+    for index, expected in enumerate(alone()):
+        assert found[index].tokens.tolist() == expected.tokens.tolist()
+    rules = loop.Rules(EXACT, True, 512, 0, trace=True)
+    assert loop.runner(TARGET, no_drafter(), rules).advance._cache_size() == 1
+    small = loop.Rules(EXACT, True, 256, 0, trace=True)
+    assert loop.runner(TARGET, no_drafter(), small).advance._cache_size() == 0
+
+
 def test_nothing_comes_of_nothing():
     assert list(serve(TARGET, [], **OPTIONS)) == []
 

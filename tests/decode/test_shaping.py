@@ -9,6 +9,7 @@ import pytest
 from jtok.decode import (
     EXACT,
     Processor,
+    Proposal,
     allow_tokens,
     dfa,
     generate,
@@ -18,7 +19,8 @@ from jtok.decode import (
     spelling_dfa,
     token_recycling,
 )
-from jtok.ops import Penalties, count_tokens, node_counts, penalize
+from jtok.decode.shaping import Seen, Shaping, shape_logits
+from jtok.ops import Penalties, Tree, count_tokens, node_counts, penalize
 from jtok.ops.sampling import gumbel_at, row_keys
 from jtok.testing import (
     assert_close,
@@ -224,6 +226,16 @@ def test_stop_ids_wait_for_the_minimum():
         logits_processor=only,
     )  # fmt: skip
     assert forced.tokens.tolist() == [2]
+
+
+def test_the_minimum_counts_the_drafts_above_a_node():
+    """One token was emitted of three: the two nodes at depth 0 and 1 come too early."""
+    chain = Proposal(jnp.array([[0, 1, 1]]), jnp.ones((1, 3), bool), tree=Tree.chain(2))
+    logits = shape_logits(
+        jnp.zeros((1, 3, 3)), chain, Seen(), Shaping(min_new=jnp.array([3])), None,
+        produced=jnp.array([1]), stop_ids=jnp.array([2]),
+    )  # fmt: skip
+    assert (logits < -1e6).tolist() == [[[False, False, n < 2] for n in range(3)]]
 
 
 def in_language(row, table, state):

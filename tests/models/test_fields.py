@@ -65,6 +65,8 @@ def test_rope_scaling_is_plain_and_can_be_hashed():
     read = Fields({"rope_scaling": scaling})["rope_scaling"]
     assert type(read) is dict
     assert read == {"factor": 2, "short_factor": (1.0, 2)}
+    again = Fields({"rope_scaling": scaling}).checked().checked()
+    assert again["rope_scaling"] == again.get("rope_scaling") == read
     for inner in ({"factor": "2"}, {"type": 1}, {"x": ["y"]}, {"x": {}}, {"x": [[1]]}):
         with pytest.raises(
             CheckpointError, match=r"c: rope_scaling: \w+ is .*expected"

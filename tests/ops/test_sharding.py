@@ -9,13 +9,19 @@ from jax.sharding import PartitionSpec as P
 
 from jtok.errors import ArgumentError
 from jtok.ops.sharding import (
+    abstract_tree,
     auto_mesh,
+    check_split,
     constrain,
     current_mesh,
+    entered_mesh,
     mesh_from,
+    onto_mesh,
     partition_spec,
+    place,
     shard_tree,
     sharding_for,
+    to_host,
 )
 
 
@@ -101,3 +107,65 @@ def test_unknown_names_and_wrong_ranks(mesh):
         constrain(jnp.ones((4, 2)), "batch", mesh=mesh)
     with pytest.raises(ArgumentError, match="each of the 2 arrays"):
         shard_tree({"a": np.ones(2), "b": np.ones(2)}, {"a": ("mlp",)}, mesh)
+
+
+def test_units_are_not_cut(mesh):
+    """Six columns of three heads: two devices would get a head and a half each."""
+    cut = partition_spec(("embed", "heads"), mesh, shape=(4, 6))
+    whole = partition_spec(("embed", "heads"), mesh, shape=(4, 6), units={"heads": 3})
+    assert (cut, whole) == (P(None, "model"), P(None, None))
+    even = partition_spec(("heads",), mesh, shape=(12,), units={"heads": 4})
+    assert even == P("model")
+
+
+def test_a_split_that_is_not_even_names_what_would_fit(mesh):
+    check_split("heads", 6, mesh)
+    check_split("embed", 7, mesh)
+    check_split("heads", 7)  # without a mesh
+    with pytest.raises(ArgumentError) as caught:
+        check_split("heads", 15, mesh)
+    said = "mesh: got 'model=2', expected a size that divides the 15 heads: one of"
+    assert str(caught.value) == f"{said} 1, 3, 5, 15."
+    rules = {"heads": ("data", "model")}
+    with pytest.raises(ArgumentError, match="'data=4xmodel=2'"):
+        check_split("heads", 4, mesh, rules=rules)
+
+
+def test_shapes_are_laid_out_as_arrays_would_be(mesh):
+    tree, axes = {"w": np.ones((8, 6), np.float32)}, {"w": ("vocab", "embed")}
+    with jax.set_mesh(mesh):
+        shapes, placed = abstract_tree(tree, axes), shard_tree(tree, axes)
+    assert shapes["w"].sharding == placed["w"].sharding
+    assert (shapes["w"].shape, shapes["w"].dtype) == ((8, 6), np.float32)
+
+
+def test_what_lies_on_the_mesh_keeps_its_layout(mesh):
+    axes = {"here": ("vocab",), "there": ("vocab",), "no": None}
+    odd = NamedSharding(mesh, P(("data", "model")))
+    other = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    tree = {
+        "here": jax.device_put(np.arange(8.0), odd),
+        "there": jax.device_put(np.arange(8.0), NamedSharding(other, P("model"))),
+        "no": np.ones(3),
+    }
+    with entered_mesh(mesh) as twin:
+        assert current_mesh() == twin
+        placed = onto_mesh(tree, axes)
+        again = onto_mesh(placed, axes)
+        whole = onto_mesh(np.arange(8.0))
+    assert all(kind == AxisType.Auto for kind in twin.axis_types)
+    assert placed["here"].sharding == NamedSharding(twin, odd.spec)
+    assert placed["there"].sharding == NamedSharding(twin, P("model"))
+    assert placed["no"].sharding.is_fully_replicated and whole.is_fully_replicated
+    assert all(again[name] is placed[name] for name in tree)
+    for name in tree:
+        np.testing.assert_array_equal(to_host(placed)[name], np.asarray(tree[name]))
+
+
+def test_placing_one_array(mesh):
+    lies = NamedSharding(auto_mesh(mesh), P("data"))
+    assert place(np.arange(8), lies).sharding == lies
+    key = place(jax.random.key(3), NamedSharding(auto_mesh(mesh), P()))
+    assert jax.random.key_data(key).tolist() == [0, 3]
+    x = np.ones(2)
+    assert place(x, None) is x
