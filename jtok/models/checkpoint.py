@@ -354,16 +354,16 @@ def load(
     return Model(params, config, vocabulary, generation_config=generation)
 
 
-def _check_sizes(
-    config: nn.DecoderConfig, tensors: storage.TensorFiles, where: str
-) -> None:
+def _check_sizes(config: Any, tensors: storage.TensorFiles, where: str) -> None:
     """Refuses sizes that no tensor can have, before anything of that size is made."""
     numbers = sum(math.prod(tensors.shape(name)) for name in tensors)
     names = ("vocab_size", "width", "mlp_width", "num_experts", "expert_width")
+    names += ("inner_width", "state_size", "conv_size", "dt_rank")
     # Not every kind of model has all of these.
     extents = {name: getattr(config, name, None) or 0 for name in names}
-    extents["num_heads * head_dim"] = config.num_heads * config.head_dim
-    if config.positions == "learned":
+    if hasattr(config, "num_heads"):
+        extents["num_heads * head_dim"] = config.num_heads * config.head_dim
+    if getattr(config, "positions", None) == "learned":
         extents["max_positions"] = config.max_positions
     problems = [
         f"{name}={extent}, and the files hold {numbers} numbers"
@@ -394,7 +394,7 @@ def _read_params(
     plan: tuple[Any, ...],
     found: dict[str, str],
     shapes: PyTree,
-    config: nn.DecoderConfig,
+    config: Any,
 ) -> PyTree:
     """Reads every parameter, of each only what the devices of this process hold."""
     axes, units = param_axes(shapes), axis_units(config)

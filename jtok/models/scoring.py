@@ -330,7 +330,7 @@ def _row_nats(
     weight, bias = model.unembedding()
     nats = cross_entropy(
         hidden, weight, tokens[:, 1:], mask=jnp.asarray(scored), bias=bias,
-        softcap=model.config.final_softcap, chunk=chunk,
+        softcap=getattr(model.config, "final_softcap", None), chunk=chunk,
     )  # fmt: skip
     return jnp.sum(nats, axis=1)
 
