@@ -86,7 +86,7 @@ def refuse(fields: Fields, **usual: Any) -> None:
 
 
 def activation(name: str | None) -> str:
-    """The name that `jtok.nn.activation` has for it; None is what a file's null says."""
+    """The name that `jtok.nn.activation` has for it; None is a null of the file."""
     if name not in _ACTIVATIONS:
         hint = near(str(name), _ACTIVATIONS)
         raise UnsupportedCheckpointError(f"config.json: activation {name!r}{hint}.")
