@@ -436,8 +436,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="save-keeps-dtype",
         slug="foundation",
         path="jtok/models/checkpoint.py",
-        before="((name, x.astype(jnp.dtype(dtype))) for name, x in tensors)",
-        after="((name, x) for name, x in tensors)",
+        before="((name, x.astype(jnp.dtype(dtype))) for name, x in named)",
+        after="((name, x) for name, x in named)",
         killed_by="tests/models/test_storage_folders.py::test_save_in_another_dtype",
     ),
     Mutation(

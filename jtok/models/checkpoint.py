@@ -151,7 +151,7 @@ def config_from(fields: Mapping[str, Any], *, dtype: str | None = None) -> Any:
 
 def _check_rotary(config: nn.DecoderConfig, where: str) -> None:
     """Refuses a scaling that lacks numbers, or gives none."""
-    if config.positions != "rotary":
+    if getattr(config, "positions", None) != "rotary":
         return
     try:
         with np.errstate(all="ignore"):
@@ -335,9 +335,9 @@ def load(
         opened = storage.TensorFiles.open(folder)
     with opened as tensors:
         config = config_from(fields, dtype=dtype or _stored_dtype(tensors))
+        _check_sizes(config, tensors, fields.where)  # first: others list what fits
         check_mesh(config)
         _check_vocabulary(vocabulary, config, str(folder))
-        _check_sizes(config, tensors, fields.where)
         shapes = jax.eval_shape(lambda: _init_params(config, jax.random.key(0)))
         plan = tuple(weights.plan_tensors(family.weights, shapes, config))
         found = {_prefixed(name, plan, family.prefix): name for name in tensors.names()}
@@ -361,8 +361,8 @@ def _check_sizes(config: Any, tensors: storage.TensorFiles, where: str) -> None:
     names += ("inner_width", "state_size", "conv_size", "dt_rank")
     # Not every kind of model has all of these.
     extents = {name: getattr(config, name, None) or 0 for name in names}
-    if hasattr(config, "num_heads"):
-        extents["num_heads * head_dim"] = config.num_heads * config.head_dim
+    heads = getattr(config, "num_heads", 0) * getattr(config, "head_dim", 0)
+    extents["num_heads * head_dim"] = heads
     if getattr(config, "positions", None) == "learned":
         extents["max_positions"] = config.max_positions
     problems = [

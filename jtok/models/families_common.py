@@ -87,12 +87,12 @@ def refuse(fields: Fields, **usual: Any) -> None:
             )
 
 
-def activation(name: str) -> str:
-    """The name that `jtok.nn.activation` has for it."""
+def activation(name: str | None) -> str:
+    """The name that `jtok.nn.activation` has for it; None is a null of the file."""
     if name not in _ACTIVATIONS:
-        hint = near(name, _ACTIVATIONS)
+        hint = near(str(name), _ACTIVATIONS)
         raise UnsupportedCheckpointError(f"config.json: activation {name!r}{hint}.")
-    return _ACTIVATIONS[name]
+    return _ACTIVATIONS[str(name)]
 
 
 # ---- positions

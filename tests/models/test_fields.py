@@ -129,7 +129,7 @@ def test_check_types():
         (
             {"rope_scaling": {"rope_type": "linear"}},
             CheckpointError,
-            "the rotary scaling lacks 'factor'",
+            "there is no field 'factor'",
         ),
         ({"rope_theta": 1e-300}, CheckpointError, "frequencies that are not finite"),
     ],
