@@ -357,7 +357,8 @@ def load(
 def _check_sizes(config: Any, tensors: storage.TensorFiles, where: str) -> None:
     """Refuses sizes that no tensor can have, before anything of that size is made."""
     numbers = sum(math.prod(tensors.shape(name)) for name in tensors)
-    names = ("vocab_size", "width", "mlp_width", "num_experts", "expert_width")
+    names: tuple[str, ...] = ("vocab_size", "width", "mlp_width")
+    names += ("num_experts", "expert_width")
     names += ("inner_width", "state_size", "conv_size", "dt_rank")
     # Not every kind of model has all of these.
     extents = {name: getattr(config, name, None) or 0 for name in names}
