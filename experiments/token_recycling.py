@@ -16,10 +16,9 @@ The paper (arXiv 2408.08696): 2.70 tokens per call and 2.03x on Spec-Bench with
 Vicuna 7B, where prompt lookup has 1.75 and 1.53x. A small model repeats itself more
 than a large one, which flatters every drafter; the share of repeated 4-grams stands
 beside each figure. Measured: 4.00 to 6.35 tokens
-per call on the small model at temperature 0 (inherited table), 2.88 to 4.44 on a 7 M
-checkpoint that repeats itself less; wall clock 0.83x and 1.19x on two CPU cores, 2.40x
-for 31 M random weights with the small model's acceptance. About 3.5 minutes on 2 CPU
-cores, plus 4 to train the model once.
+per call on the small model at temperature 0 (inherited table); wall clock 0.86x on two
+busy CPU cores, 1.85x for 31 M random weights with the small model's acceptance. About
+3.5 minutes on 2 CPU cores, plus 4 to train the model once.
 """
 
 import dataclasses
