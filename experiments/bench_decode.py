@@ -267,7 +267,9 @@ def _in_turns(
             short, _ = once(1)
             long, tokens[name] = once(1 + config.new_tokens)
             if turn:
-                times[name].append(1e3 * (long - short) / config.new_tokens)
+                # Short runs are noise: a time is never below nothing.
+                took = max(long - short, 1e-9)
+                times[name].append(1e3 * took / config.new_tokens)
     return times, tokens
 
 
