@@ -125,8 +125,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="last-block-counted-twice",
         slug="foundation",
         path="jtok/ops/unembed/reference.py",
-        before="fresh = (ids >= index * block)[None, None]",
-        after="fresh = (ids >= 0)[None, None]",
+        before="fresh = (places >= index * block)[None, None]",
+        after="fresh = (places >= 0)[None, None]",
         killed_by="tests/ops/test_unembed.py::test_all_outputs_of_the_greedy_readout",
     ),
     Mutation(
@@ -268,18 +268,18 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="noise-by-node",
         slug="speculative_verification",
-        path="jtok/decode/loop.py",
-        before="        depth=depth,",
-        after="        depth=jnp.minimum("
-        "jnp.arange(depth.shape[1])[None] + 0 * depth, deepest),",
+        path="jtok/decode/types.py",
+        before="            depth=depth,",
+        after="            depth=jnp.minimum("
+        "jnp.arange(depth.shape[1])[None] + 0 * depth, max_depth),",
         killed_by="tests/contracts/test_drafters.py"
         "::test_tokens_are_those_of_plain_decoding[sampled-recycling-inherited]",
     ),
     Mutation(
         id="top-p-ignored",
         slug="speculative_verification",
-        path="jtok/decode/loop.py",
-        before="top_p=batch.top_p if rules.top_p else None,",
+        path="jtok/decode/types.py",
+        before="top_p=self.top_p,",
         after="top_p=None,",
         killed_by="tests/decode/test_sampling_law.py"
         "::test_plain_sampling_is_that_of_numpy[top-p]",
@@ -333,7 +333,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="calls-of-finished-rows-counted",
         slug="speculative_verification",
-        path="jtok/decode/loop.py",
+        path="jtok/decode/record.py",
         before="calls=state.calls + live,",
         after="calls=state.calls + 1,",
         killed_by="tests/contracts/test_drafters.py"
@@ -359,8 +359,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="invalid-nodes-teach",
         slug="token_recycling",
         path="jtok/decode/recycling.py",
-        before="order = jnp.where(valid.reshape(-1), order, 0)",
-        after="order = order + 0 * valid.reshape(-1)",
+        before="order = jnp.where(valid, order, 0)",
+        after="order = order + 0 * valid",
         killed_by="tests/decode/test_recycling.py"
         "::test_the_last_valid_node_gives_a_tokens_row",
     ),
