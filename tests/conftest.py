@@ -1,6 +1,7 @@
 """The suite: strict JAX, no network, skips and goldens accounted for."""
 
 import fnmatch
+import gc
 import hashlib
 import os
 import pathlib
@@ -123,6 +124,29 @@ def _no_network(request, monkeypatch):
     for name in real:
         monkeypatch.setattr(socket.socket, name, guarded(name))
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+# Compiled programs of one process ------------------------
+
+# Each takes memory maps, of which a process may have 65,530 on Linux; the compiler
+# crashes at the limit.
+_MOST_MAPS = 25_000
+
+
+def _memory_maps() -> int:
+    try:
+        return pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # another system, with another limit
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def _few_memory_maps():
+    """Forgets compiled programs before there are too many of them."""
+    yield
+    if _memory_maps() > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 # Fixtures ------------------------
