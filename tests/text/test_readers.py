@@ -537,7 +537,7 @@ def clip_file(tmp_path, content):
 
 
 def test_a_small_clip_file(tmp_path):
-    for content in (gzip.compress(MERGES), MERGES):
+    for content in (gzip.compress(MERGES, mtime=0), MERGES):
         vocabulary = Vocabulary.load(clip_file(tmp_path, content))
         assert vocabulary.size == 512 + 2 + 2
         assert vocabulary.encode("ABC abc").tolist() == [514, 513, 513, 515]
@@ -547,14 +547,15 @@ def test_a_small_clip_file(tmp_path):
     ("content", "message"),
     [
         (b"", "no merges"),
-        (gzip.compress(MERGES)[:-9], "cut short"),
-        (gzip.compress(MERGES)[:10] + b"\xff" * 30, "not a whole gzip"),
-        (gzip.compress(b"\n" + b"\xff"), "no UTF-8"),
-        (gzip.compress(MERGES + b"a zz\n"), "line 4 is 'a zz'"),
-        (gzip.compress(MERGES + b"a b\n"), "line 4 makes 'ab' again"),
-        (gzip.compress(MERGES + b"a\n"), "line 4"),
-        (gzip.compress(b"\0" * (80 << 20)), "more than"),
+        (gzip.compress(MERGES, mtime=0)[:-9], "cut short"),
+        (gzip.compress(MERGES, mtime=0)[:10] + b"\xff" * 30, "not a whole gzip"),
+        (gzip.compress(b"\n" + b"\xff", mtime=0), "no UTF-8"),
+        (gzip.compress(MERGES + b"a zz\n", mtime=0), "line 4 is 'a zz'"),
+        (gzip.compress(MERGES + b"a b\n", mtime=0), "line 4 makes 'ab' again"),
+        (gzip.compress(MERGES + b"a\n", mtime=0), "line 4"),
+        (gzip.compress(b"\0" * (80 << 20), mtime=0), "more than"),
     ],
+    ids=["short", "garbage", "no text", "extra", "repeated", "half a pair", "bomb"],
 )
 def test_damaged_clip_files_are_refused(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=message):
