@@ -555,7 +555,16 @@ def test_a_small_clip_file(tmp_path):
         (gzip.compress(MERGES + b"a\n", mtime=0), "line 4"),
         (gzip.compress(b"\0" * (80 << 20), mtime=0), "more than"),
     ],
-    ids=["short", "garbage", "no text", "extra", "repeated", "half a pair", "bomb"],
+    ids=[
+        "empty",
+        "short",
+        "garbage",
+        "no text",
+        "extra",
+        "repeated",
+        "half a pair",
+        "bomb",
+    ],
 )
 def test_damaged_clip_files_are_refused(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=message):
