@@ -13,7 +13,7 @@ from jtok import models, train
 from jtok.errors import ArgumentError, ArgumentTypeError, VocabMismatchError
 from jtok.models import encode, score
 from jtok.models.scoring import _row_nats
-from jtok.ops.sharding import mesh_from
+from jtok.ops.sharding import mesh_from, shard_tree
 from jtok.testing import assert_close, tiny_config, tiny_model, tiny_vocabulary
 
 RNG = np.random.default_rng(0)
@@ -116,7 +116,7 @@ def test_on_a_mesh_the_numbers_are_the_same():
     scores, vectors = score(tiny_model(), IDS), encode(tiny_model(), IDS)
     with jax.set_mesh(mesh_from("data=4,model=2")):
         axes = models.checkpoint.param_axes(tiny_model().params)
-        params = models.checkpoint.shard_tree(tiny_model().params, axes)
+        params = shard_tree(tiny_model().params, axes)
         model = dataclasses.replace(tiny_model(), params=params)
         sharded = score(model, IDS)
         assert_close(encode(model, IDS), vectors, rtol=1e-4, atol=1e-5)
