@@ -7,6 +7,7 @@ import pytest
 
 from jtok.errors import ArgumentError
 from jtok.ops import Tree, attention, cached_attention, write_rows
+from jtok.ops.attention import reference
 from jtok.testing import assert_close
 
 SCALE = 0.4
@@ -248,3 +249,43 @@ def test_write_rows_casts_and_moves_down_at_the_end():
     written = write_rows(cache, jnp.ones((1, 1, 2, 1)), jnp.array([3]))
     assert written.dtype == jnp.bfloat16
     assert written.ravel().tolist() == [0, 0, 1, 1]
+
+
+# ---- long sequences: some queries at a time
+
+
+@pytest.mark.parametrize("seq", [32, 37])
+@pytest.mark.parametrize("rows", [None, 1, "seq"])
+def test_long_sequences_give_the_numbers_of_short_ones(monkeypatch, seq, rows):
+    query = draw(0, 2, seq, 4, 8)
+    key, value = (draw(i, 2, 2, seq, 8) for i in (1, 2))
+    allow = jax.random.bernoulli(jax.random.key(5), 0.5, (2, seq, seq))
+    allow |= jnp.eye(seq, dtype=bool)[None]
+    bias = None
+    if rows is not None:
+        bias = draw(9, 2, 4, seq if rows == "seq" else 1, seq)
+
+    def loss(query, key, value):
+        out = attention(query, key, value, allow, scale=SCALE, bias=bias, softcap=3.0)
+        return jnp.sum(jnp.sin(out)), out
+
+    function = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    whole = function(query, key, value)
+    monkeypatch.setattr(reference, "CHUNKED", 32)
+    monkeypatch.setattr(reference, "CHUNK", 8)
+    jax.tree.map(assert_close, function(query, key, value), whole)
+
+
+def test_scores_of_long_sequences_are_never_whole():
+    seq = reference.CHUNKED
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+
+    def loss(query, key, value):
+        causal = jnp.tril(jnp.ones((1, seq, seq), bool))
+        return jnp.sum(attention(query, key, value, causal, scale=SCALE))
+
+    lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(
+        shape(1, seq, 8, 4), shape(1, 8, seq, 4), shape(1, 8, seq, 4)
+    )
+    used = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert used < 8 * seq * seq * 4 / 2
