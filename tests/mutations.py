@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -821,7 +821,7 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-def run_tests(copy: pathlib.Path, tests: Iterable[str]) -> tuple[dict, str]:
+def run_tests(copy: pathlib.Path, tests: Sequence[str]) -> tuple[dict, str]:
     """Runs tests in a copy; returns what the recorder saw and what pytest printed."""
     from jtok.errors import DataNotFoundError
     from jtok.testing import data
@@ -840,7 +840,7 @@ def run_tests(copy: pathlib.Path, tests: Iterable[str]) -> tuple[dict, str]:
         env=env,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=TIMEOUT * max(1, len(tests) // 8),
     )
     printed = done.stdout + done.stderr
     if not report.is_file():

@@ -63,7 +63,7 @@ def copy(tmp_path_factory):
     return mutations.copy_project(tmp_path_factory.mktemp("mutations").resolve())
 
 
-@pytest.mark.slow
+@pytest.mark.mutation
 def test_the_named_tests_pass_without_a_fault(copy):
     report, printed = mutations.run_tests(
         copy, sorted({m.killed_by for m in MUTATIONS})
@@ -72,7 +72,7 @@ def test_the_named_tests_pass_without_a_fault(copy):
     assert all(outcome == "passed" for _, _, outcome, _ in report["outcomes"]), report
 
 
-@pytest.mark.slow
+@pytest.mark.mutation
 def test_a_harmless_change_survives(copy):
     harmless = MUTATIONS[0]._replace(before='"""Finds real', after='"""Seeks real')
     assert "the test passed" in mutations.survives(harmless, copy)

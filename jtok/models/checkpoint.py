@@ -18,6 +18,7 @@ from jtok.errors import (
     ArgumentTypeError,
     CheckpointError,
     MissingFileError,
+    UnsupportedCheckpointError,
     VocabMismatchError,
     WriteError,
     check,
@@ -134,6 +135,8 @@ def config_from(fields: Mapping[str, Any], *, dtype: str | None = None) -> Any:
         translated = family.read(fields.checked())
     except KeyError as missing:  # from a copy of the fields
         raise CheckpointError(f"{fields.where}: there is no field {missing}.") from None
+    except UnsupportedCheckpointError as error:  # families do not know the file
+        raise UnsupportedCheckpointError(f"{fields.where}: {error}") from None
     check_types(translated, family.config, where=fields.where)
     try:
         config = family.config(

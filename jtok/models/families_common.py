@@ -83,7 +83,7 @@ def refuse(fields: Fields, **usual: Any) -> None:
     for name, value in usual.items():
         if (found := fields.get(name)) is not None and found != value:
             raise UnsupportedCheckpointError(
-                f"config.json: {name}={found!r} is not supported, only {value!r}."
+                f"{name}={found!r} is not supported, only {value!r}."
             )
 
 
@@ -91,7 +91,7 @@ def activation(name: str | None) -> str:
     """The name that `jtok.nn.activation` has for it; None is a null of the file."""
     if name not in _ACTIVATIONS:
         hint = near(str(name), _ACTIVATIONS)
-        raise UnsupportedCheckpointError(f"config.json: activation {name!r}{hint}.")
+        raise UnsupportedCheckpointError(f"activation {name!r}{hint}.")
     return _ACTIVATIONS[str(name)]
 
 
@@ -123,7 +123,7 @@ def rope(
     kind = scaling.pop("rope_type", scaling.pop("type", "default"))
     if kind not in _SCALINGS:
         hint = near(kind, _SCALINGS)
-        raise UnsupportedCheckpointError(f"config.json: rope_type {kind!r}{hint}.")
+        raise UnsupportedCheckpointError(f"rope_type {kind!r}{hint}.")
     share = {"partial_rotary_factor": fields.get("partial_rotary_factor"), **scaling}
     read = {"rope_theta": float(base), "rope_scaling": _items(kind, scaling, fields)}
     if partial:
@@ -177,17 +177,16 @@ def windows(
     kinds = tuple(fields.get("layer_types") or kinds or default)
     unknown = sorted(set(kinds) - {SLIDING, FULL})
     if unknown or len(kinds) != count:
-        what = unknown[0] if unknown else f"{len(kinds)} entries"
+        what = repr(unknown[0])[:60] if unknown else f"{len(kinds)} entries"
         raise UnsupportedCheckpointError(
-            f"config.json: layer_types has {what}, expected {SLIDING!r} or {FULL!r} "
+            f"layer_types has {what}, expected {SLIDING!r} or {FULL!r} "
             f"for each of {count} layers."
         )
     if SLIDING not in kinds:
         return ()
     if size is None:
         raise UnsupportedCheckpointError(
-            f"config.json: layer_types has {SLIDING!r}, but there is no sliding_window "
-            "in use."
+            f"layer_types has {SLIDING!r}, but there is no sliding_window in use."
         )
     return tuple(size if kind == SLIDING else None for kind in kinds)
 

@@ -260,7 +260,7 @@ def read(fields: Fields) -> Fields:
     act = fields.get("hidden_act", "silu")
     if act not in ("silu", "swish"):
         raise UnsupportedCheckpointError(
-            f"config.json: hidden_act {act!r}; a mamba model takes 'silu'."
+            f"hidden_act {act!r}; a mamba model takes 'silu'."
         )
     width = fields["hidden_size"]
     rank = fields.get("time_step_rank", "auto")
