@@ -205,7 +205,7 @@ def _methods(draft: jtok.models.Model, config: Config) -> dict[str, Method]:
         "recycling, 81 nodes": Method(token_recycling()),
         "draft model, tree of 10": Method(draft_model(draft, tree=bushy)),
         "draft model, dynamic tree of 16": Method(
-            draft_model(draft, tree=dynamic(beam=4, expansions=3, nodes=16))
+            draft_model(draft, tree=dynamic(beam=4, expansions=3, num_nodes=16))
         ),
         "draft model, own draws, tree": Method(
             draft_model(draft, tree=pairs, draw="own")
