@@ -761,6 +761,56 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="jnp.where(fresh, d_logits, 0.0)",
         killed_by="tests/ops/test_losses.py::test_gradients_of_the_divergence[1.0-None-5-99]",
     ),
+    Mutation(
+        id="equal-uniform-accepted",
+        slug="speculative_verification",
+        path="jtok/decode/rejection.py",
+        before="right = (bound <= mass) if at_most else (bound < mass)",
+        after="right = bound <= mass",
+        killed_by="tests/decode/test_rules.py"
+        "::test_a_token_of_probability_zero_is_never_accepted",
+    ),
+    Mutation(
+        id="residual-not-taken",
+        slug="speculative_verification",
+        path="jtok/decode/rejection.py",
+        before="left = _residual(walk.law, drawn)",
+        after="left = walk.law + 0 * drawn",
+        killed_by="tests/decode/test_rules_goldens.py::test_chain_rejection",
+    ),
+    Mutation(
+        id="siblings-drawn-again",
+        slug="speculative_verification",
+        path="jtok/decode/rejection.py",
+        before="drawn = q[:, node] if replacement else _without(q[:, node], gone)",
+        after="drawn = q[:, node]",
+        killed_by="tests/decode/test_rules_goldens.py::test_several_candidates",
+    ),
+    Mutation(
+        id="typical-by-order-not-likelihood",
+        slug="speculative_verification",
+        path="jtok/decode/typical.py",
+        before="node = jnp.argmax(jnp.where(longest, total, -jnp.inf), axis=-1)",
+        after="node = jnp.argmax(longest, axis=-1)",
+        killed_by="tests/test_docstrings.py::test_example[jtok.decode.accept_typical]",
+    ),
+    Mutation(
+        id="dynamic-scores-forget-parents",
+        slug="speculative_verification",
+        path="jtok/decode/dynamic.py",
+        before="scores = (above[..., None] + gains).reshape(batch, -1)",
+        after="scores = gains.reshape(batch, -1)",
+        killed_by="tests/decode/test_rules_goldens.py::test_growth_of_eagle2",
+    ),
+    Mutation(
+        id="draft-cache-one-too-few",
+        slug="speculative_verification",
+        path="jtok/decode/draft_model.py",
+        before="target.commit(cache, order, count), state.length",
+        after="target.commit(cache, order, count - 1), state.length",
+        killed_by="tests/decode/test_draft_model.py"
+        "::test_the_cache_is_that_of_a_fresh_prefill",
+    ),
 )
 
 

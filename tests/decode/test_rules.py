@@ -118,6 +118,9 @@ def one_draft(p, q, u, token):
 def test_a_token_of_probability_zero_is_never_accepted():
     got = one_draft([0.0, 1.0], [0.5, 0.5], 0.0, 0)
     assert got.node[0] == 0 and got.law[0].tolist() == [0.0, 1.0]
+    # Nor where the target is no point mass, not even by the smallest uniform number.
+    got = one_draft([0.0, 0.5, 0.5], [0.5, 0.25, 0.25], 0.0, 0)
+    assert got.node[0] == 0 and got.law[0].tolist() == [0.0, 0.5, 0.5]
 
 
 def test_equal_laws_accept_and_leave_themselves():
