@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jtok import nn as nn
     from jtok import ops as ops
     from jtok import papers as papers
+    from jtok import predict as predict
     from jtok import testing as testing
     from jtok import text as text
     from jtok import train as train
@@ -32,6 +33,7 @@ __all__ = [
     "nn",
     "ops",
     "papers",
+    "predict",
     "testing",
     "text",
     "train",

@@ -13,6 +13,7 @@ from jtok.decode.draft_model import DraftState, draft_model
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.dynamic import Dynamic, dynamic, grow_tree
 from jtok.decode.generate import Generated, Stats, generate
+from jtok.decode.heads import draft_tree
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
 from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
 from jtok.decode.recycling import (
@@ -80,6 +81,7 @@ __all__ = [
     "dfa",
     "draft_model",
     "draft_tokens",
+    "draft_tree",
     "dynamic",
     "exact",
     "find_continuation",

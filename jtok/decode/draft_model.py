@@ -8,10 +8,8 @@ Source: Leviathan et al. 2023, arXiv 2211.17192; Li et al. 2024, arXiv 2406.1685
 (dynamic trees). Differs: by default it draws with the verifier's own noise.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +17,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array
 
+from jtok.decode.candidates import chooser, inner_layout, point_masses
 from jtok.decode.dynamic import Dynamic, grow_tree
-from jtok.decode.rejection import node_laws
-from jtok.decode.types import Drafter, Proposal, Sampling, Tokens, Verdict
+from jtok.decode.types import Drafter, Proposal, Tokens, Verdict
 from jtok.errors import ArgumentError, ArgumentTypeError, VocabMismatchError, check
 from jtok.models import Info, Model, StepInput, Target, split_layers
-from jtok.ops import Draw, Tree, Want, ancestor_mask, filter_logits, purpose_keys
+from jtok.ops import Tree, Want, ancestor_mask
 
 __all__ = ["DraftState", "draft_model"]
 
@@ -180,32 +178,6 @@ def _read_prompts(target: Target, params: PyTree, tokens: Tokens) -> DraftState:
     return jax.lax.fori_loop(0, -(-jnp.max(todo) // width), feed, state)
 
 
-class _Layout(NamedTuple):
-    """A static tree as the draft model runs it: only nodes that have children.
-
-    Attributes:
-      inner: `[inner]` these nodes, in level order.
-      above: `[nodes]` for every node, which of them is its parent (0 for the root).
-      rank: `[nodes]` which candidate of its parent it is (0 for the root).
-    """
-
-    inner: np.ndarray
-    above: np.ndarray
-    rank: np.ndarray
-
-
-def _layout(tree: Tree, own: bool) -> _Layout:
-    parent = np.maximum(np.array(tree.parent), 0)
-    inner = np.unique(parent)
-    rank = np.maximum(np.array(tree.rank), 0)
-    if own:  # drawn one after another, in the order in which they are verified
-        seen: dict[int, int] = {}
-        for node in range(1, tree.num_nodes):
-            rank[node] = seen.get(parent[node], 0)
-            seen[parent[node]] = rank[node] + 1
-    return _Layout(inner, np.searchsorted(inner, parent), rank)
-
-
 def _propose_static(
     target: Target, tree: Tree, own: bool, params: PyTree, state: DraftState,
     tokens: Tokens,
@@ -215,14 +187,15 @@ def _propose_static(
     A look makes the tokens of one more level right; nodes see their ancestors only, so
     what still is wrong below does no harm.
     """
-    layout = _layout(tree, own)
+    layout = inner_layout(tree, own=own)
     batch, root = tokens.count.shape[0], tokens.root
     inner, nodes = len(layout.inner), tree.num_nodes
     depth = jnp.broadcast_to(jnp.asarray(tree.depth[layout.inner]), (batch, inner))
     start = tokens.count - 1
     seen = jnp.asarray(tree.ancestors[np.ix_(layout.inner, layout.inner)])
     allow = jnp.broadcast_to(seen, (batch, inner, inner))
-    choose = _chooser(target, params, tokens.sampling, own, int(layout.rank.max()) + 1)
+    read = functools.partial(target.readout, params)
+    choose = chooser(read, tokens.sampling, own=own, width=int(layout.rank.max()) + 1)
     sampled = own and tokens.sampling is not None
     laws = jnp.zeros((batch, inner, target.info.vocab_size if sampled else 0))
     carry = (
@@ -245,60 +218,8 @@ def _propose_static(
     if sampled:
         q = laws[:, layout.above]
     elif own:
-        # The arg-max is a point mass; nothing reads this where all rows are greedy.
-        q = jax.nn.one_hot(drafts, target.info.vocab_size)
+        q = point_masses(drafts, target.info.vocab_size)
     return Proposal(drafts, real, q=q, tree=tree)
-
-
-Choice = tuple[Array, Array, Array | None]
-
-
-def _chooser(
-    target: Target, params: PyTree, sampling: Sampling | None, own: bool, width: int
-) -> Callable[[Array, Array, Array, int], Choice]:
-    """How `width` candidates of every node are chosen.
-
-    The function gives them `[batch, nodes, width]`, best first, which of them exist,
-    and for own draws the laws `[batch, nodes, vocab]` of the first.
-    """
-
-    def choose(hidden: Array, start: Array, depth: Array, deepest: int) -> Choice:
-        if sampling is None:
-            want = Want(top_k=0 if width == 1 else width)
-            read = target.readout(params, hidden, want)
-            ids = read.choice[..., None] if read.top_ids is None else read.top_ids
-            return ids, jnp.ones(ids.shape, bool), None
-        how = sampling
-        if own:
-            how = dataclasses.replace(how, keys=purpose_keys(how.keys, "draft"))
-        drawn = how.draw(start, depth, deepest)
-        want = Want(drawn, rows=own or width > 1)
-        read = target.readout(params, hidden, want)
-        ids = read.choice[..., None]
-        found = jnp.ones(ids.shape, bool)
-        if read.rows is None:
-            return ids, found, None
-        if width > 1:
-            ids, found = _noised_best(read.rows, drawn, width)
-        return ids, found, node_laws(read.rows, drawn) if own else None
-
-    return choose
-
-
-def _noised_best(logits: Array, draw: Draw, width: int) -> tuple[Array, Array]:
-    """The best scores after noise: draws without replacement, in order."""
-    scores = filter_logits(
-        draw.scaled(logits),
-        top_k=draw.top_k,
-        top_p=None if draw.top_p is None else draw.top_p[:, None],
-        min_p=None if draw.min_p is None else draw.min_p[:, None],
-    )
-    # At temperature 0 nothing is drawn, and filters leave the best candidates out.
-    sampled = (draw.temperature > 0)[:, None, None]
-    noise = draw.noise(jnp.arange(logits.shape[-1]))
-    scores = jnp.where(sampled, draw.noised(scores, noise), logits)
-    values, ids = jax.lax.top_k(scores, width)
-    return ids.astype(jnp.int32), jnp.isfinite(values)
 
 
 def _propose_dynamic(

@@ -288,9 +288,14 @@ def _with_extra(step: Any, extra: Any) -> StepInput:
     width = extra.positions.shape[1]
     blind = jnp.zeros((rows, nodes, width), bool)
     top = jnp.concatenate([step.allow, blind], axis=2)
+    gates = None
+    if extra.gates is not None:
+        closed = jnp.zeros(step.positions.shape, extra.gates.dtype)
+        gates = jnp.concatenate([closed, extra.gates], axis=1)
     return StepInput(
         jnp.concatenate([step.ids, extra.ids], axis=1),
         jnp.concatenate([step.positions, extra.positions], axis=1),
         jnp.concatenate([top, extra.allow], axis=1),
         jnp.concatenate([step.valid, extra.valid], axis=1),
+        gates=gates,
     )

@@ -23,8 +23,9 @@ class Backbone(NamedTuple):
 
     Attributes:
       init_params: `(config, key) -> params`, with layers split.
-      forward: `(params, config, inputs, *, positions, mask, bias, cache, taps, logits)
-        -> Output`. What has no meaning for the kind is refused by the argument's name.
+      forward: `(params, config, inputs, *, positions, mask, bias, cache, taps, gates,
+        logits) -> Output`. What has no meaning for the kind is refused by the
+        argument's name.
       init_cache: `(config, batch, capacity) -> cache`, empty.
       target: `(config, read) -> Target`, where `read` are (site, layer) pairs; equal
         arguments give the same functions.

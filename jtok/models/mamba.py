@@ -107,6 +107,7 @@ def forward(
     bias: Any = None,
     cache: MambaCache | None = None,
     taps: core.Taps | None = None,
+    gates: Any = None,
     logits: Any = "all",
 ) -> core.Output:
     """`Model.__call__` of a Mamba model.
@@ -116,7 +117,7 @@ def forward(
     """
     inputs = jnp.asarray(inputs)
     taps = taps or core.Taps()
-    _refuse(positions, bias)
+    _refuse(positions, bias, gates)
     core.check_inputs(config, inputs, taps, nn.MAMBA_SITES)
     if mask is not None:
         mask = jnp.asarray(mask)
@@ -139,10 +140,11 @@ def forward(
     return core.Output(rows, hidden, core.named_taps(read, taps), after)
 
 
-def _refuse(positions: Any, bias: Any) -> None:
+def _refuse(positions: Any, bias: Any, gates: Any) -> None:
     for name, value, why in (
         ("positions", positions, "the order of the inputs is all that it knows"),
         ("bias", bias, "it has no attention"),
+        ("gates", gates, "its linear maps take no adapters"),
     ):
         if value is not None:
             raise ArgumentError(

@@ -162,6 +162,7 @@ class Model:
         bias: Float[Array, " #batch #heads #seq seq"] | None = None,
         cache: PyTree = None,
         taps: Taps | Sequence[Any] | None = None,
+        gates: Float[Array, "batch seq"] | None = None,
         logits: Literal["none", "last", "all"] | Int[Array, "batch rows"] = "all",
     ) -> Output:
         """Runs the model on ids or vectors.
@@ -169,16 +170,20 @@ class Model:
         Args:
           inputs: `[batch, seq]` integer ids (those outside the vocabulary are
             clamped), or `[batch, seq, dim]` vectors in place of rows of the
-            embedding; both are scaled where the model scales embeddings.
+            embedding; both are scaled where the model scales embeddings. Ids from the
+            vocabulary's size on name the rows of `params["embed"]["extra"]`, if any.
           positions: `[batch, seq]` int32; None counts from 0, or from the end of the
             cache.
           mask: `[batch, seq]` True for real tokens, or `[batch, seq, seq]` True where
-            row may attend to column; None is causal. A two-dimensional mask is causal
-            too.
+            row may attend to column; None lets all be real. Of a causal model None and
+            a two-dimensional mask are causal, too.
           bias: added to the attention scores; not with a cache.
           cache: committed tokens that every input may see; the new ones stay pending
             in `Output.cache` until `commit`.
           taps: `Taps`, or a sequence of what to read.
+          gates: `[batch, seq]` how much of the parameters' adapters each token gets,
+            0 for none; None gives all of it, or, where there are extra rows of the
+            embedding, all to those and none to tokens.
           logits: "all" rows, the "last" one, "none", or `[batch, rows]` indices.
 
         Returns:
@@ -202,6 +207,7 @@ class Model:
             bias=bias,
             cache=cache,
             taps=_as_taps(taps),
+            gates=gates,
             logits=logits,
         )
 
@@ -242,6 +248,7 @@ def decoder_forward(
     bias: Any = None,
     cache: Cache | None = None,
     taps: Taps | None = None,
+    gates: Any = None,
     logits: Any = "all",
 ) -> Output:
     """The forward pass as a function of arrays; `Model.__call__` documents it."""
@@ -253,12 +260,14 @@ def decoder_forward(
     if positions is None:
         start = 0 if cache is None else cache.length[:, None]
         positions = jnp.broadcast_to(start + jnp.arange(seq)[None], (batch, seq))
-    allow = _allow(mask, batch, seq)
+    allow = _allow(mask, batch, seq, config.causal)
+    gates = _gates(params, config, inputs, gates)
     x = _embed(params, config, inputs, positions)
     x = constrain(x, "batch", "seq", "embed")
     layers = params["layers"]
     run = _unrolled if isinstance(layers, tuple) else _scanned
-    x, pending, read = run(layers, config, x, positions, allow, bias, cache, taps)
+    where = _Where(positions, allow, gates)
+    x, pending, read = run(layers, config, x, where, bias, cache, taps)
     if cache is not None:
         pending = _after(x, pending)
     norm = nn.Norm(config)
@@ -290,8 +299,17 @@ def check_inputs(
             check(good, "taps", item, f"a layer in 0..{config.num_layers - 1}")
 
 
-def _allow(mask: Any, batch: int, seq: int) -> Array:
-    causal = jnp.tril(jnp.ones((seq, seq), bool))[None]
+class _Where(NamedTuple):
+    """What every layer knows of the tokens: positions, who sees whom, and gates."""
+
+    positions: Array
+    allow: Array
+    gates: Array | None
+
+
+def _allow(mask: Any, batch: int, seq: int, is_causal: bool) -> Array:
+    causal = jnp.tril(jnp.ones((seq, seq), bool)) | (not is_causal)
+    causal = causal[None]
     if mask is None:
         return jnp.broadcast_to(causal, (batch, seq, seq))
     mask = jnp.asarray(mask)
@@ -302,13 +320,31 @@ def _allow(mask: Any, batch: int, seq: int) -> Array:
     return mask.astype(bool)
 
 
+def _gates(
+    params: PyTree, config: nn.DecoderConfig, inputs: Array, gates: Any
+) -> Array | None:
+    """Gates as given; beside extra rows of the embedding, open for those alone."""
+    if gates is not None:
+        gates = jnp.asarray(gates)
+        good = gates.shape == inputs.shape[:2]
+        check(good, "gates", f"shape {gates.shape}", f"{inputs.shape[:2]}")
+        return gates.astype(jnp.float32)
+    if "extra" not in params["embed"] or inputs.ndim == 3:
+        return None
+    return (inputs >= config.vocab_size).astype(jnp.float32)
+
+
 def _embed(
     params: PyTree, config: nn.DecoderConfig, inputs: Array, positions: Array
 ) -> Array:
-    x = inputs
+    x, embed = inputs, params["embed"]
     if inputs.ndim == 2:
         ids = jnp.clip(inputs, 0, config.vocab_size - 1)
-        x = params["embed"]["tokens"][ids]
+        x = embed["tokens"][ids]
+        if "extra" in embed:
+            more = inputs - config.vocab_size
+            rows = embed["extra"].at[more].get(mode="clip").astype(x.dtype)
+            x = jnp.where((more >= 0)[..., None], rows, x)
     x = x.astype(config.dtype)
     if config.embed_scale is not None:
         x = x * jnp.asarray(config.embed_scale, x.dtype)  # rounded first, if narrow
@@ -319,13 +355,13 @@ def _embed(
 
 def _attend(
     config: nn.DecoderConfig,
-    allow: Array,
+    where: _Where,
     bias: Any,
     layer_cache: tuple[Array, Array] | None,
     length: Any,
-    positions: Array,
     window: int | Array | None,
 ) -> Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]:
+    positions, allow, _ = where
     options: dict[str, Any] = {
         "scale": config.score_scale,
         "softcap": config.attn_softcap,
@@ -364,17 +400,19 @@ def recording(
 
 
 def _run_block(
-    layer: PyTree, index: Any, block: nn.Block, x: Array, positions: Array,
+    layer: PyTree, index: Any, block: nn.Block, x: Array, where: _Where,
     attend: Any, taps: Taps, local: bool | Array,
 ) -> tuple[Array, Any, dict[str, Array]]:  # fmt: skip
     tap, read = recording(taps, index)
-    x, pair = block.apply({"params": layer}, x, positions, attend, tap, local)
+    x, pair = block.apply(
+        {"params": layer}, x, where.positions, attend, tap, local, where.gates
+    )
     return constrain(x, "batch", "seq", "embed"), pair, read
 
 
 def _unrolled(
-    layers: tuple[PyTree, ...], config: nn.DecoderConfig, x: Array, positions: Array,
-    allow: Array, bias: Any, cache: Cache | None, taps: Taps,
+    layers: tuple[PyTree, ...], config: nn.DecoderConfig, x: Array, where: _Where,
+    bias: Any, cache: Cache | None, taps: Taps,
 ) -> tuple[Array, Any, dict[str, list[Array]]]:  # fmt: skip
     pending: list[Any] = []
     collected: dict[str, list[Array]] = {site: [] for site in taps.sites}
@@ -382,11 +420,9 @@ def _unrolled(
         old = None if cache is None else jax.tree.map(_laid_out, cache.layers[index])
         length = None if cache is None else cache.length
         window = config.window(index)
-        attend = _attend(config, allow, bias, old, length, positions, window)
+        attend = _attend(config, where, bias, old, length, window)
         block, local = nn.Block(config, config.sparse(index)), window is not None
-        x, pair, read = _run_block(
-            layer, index, block, x, positions, attend, taps, local
-        )
+        x, pair, read = _run_block(layer, index, block, x, where, attend, taps, local)
         pending.append(pair)
         for site, value in read.items():
             collected[site].append(value)
@@ -394,8 +430,8 @@ def _unrolled(
 
 
 def _scanned(
-    layers: PyTree, config: nn.DecoderConfig, x: Array, positions: Array,
-    allow: Array, bias: Any, cache: Cache | None, taps: Taps,
+    layers: PyTree, config: nn.DecoderConfig, x: Array, where: _Where,
+    bias: Any, cache: Cache | None, taps: Taps,
 ) -> tuple[Array, Any, dict[str, Array]]:  # fmt: skip
     if cache is not None:
         raise ArgumentError(
@@ -406,9 +442,9 @@ def _scanned(
 
     def body(x: Array, item: Any) -> tuple[Array, dict[str, Array]]:
         index, layer, window = item
-        attend = _attend(config, allow, bias, None, None, positions, window)
+        attend = _attend(config, where, bias, None, None, window)
         local = False if window is None else window < _NO_WINDOW
-        x, _, read = _run_block(layer, index, block, x, positions, attend, taps, local)
+        x, _, read = _run_block(layer, index, block, x, where, attend, taps, local)
         return x, read
 
     indices = jnp.arange(config.num_layers)

@@ -44,6 +44,8 @@ class StepInput:
       allow: `[batch, nodes, nodes]` bool, row = query; itself included.
       valid: `[batch, nodes]` bool; other nodes are computed and ignored.
       vectors: `[batch, nodes, dim]` in place of ids, or None.
+      gates: `[batch, nodes]` float32 how much of its adapters the model uses, or None:
+        as it does by itself.
     """
 
     ids: jax.Array | None
@@ -51,6 +53,7 @@ class StepInput:
     allow: jax.Array
     valid: jax.Array
     vectors: jax.Array | None = None
+    gates: jax.Array | None = None
 
 
 @struct.dataclass
@@ -145,6 +148,7 @@ def decoder_target(
             mask=nodes.allow,
             cache=cache,
             taps=core.Taps(read),
+            gates=nodes.gates,
             logits="none",
         )
         return StepOutput(out.hidden, out.taps), out.cache

@@ -37,7 +37,8 @@ class Block(nn.Module):
     gets query `[batch, seq, heads, head_dim]` and key, value
     `[batch, kv_heads, seq, head_dim]`, and returns the mixed values and whatever the
     cache shall hold. `local` says that the layer has a window, which may give it
-    other rotary frequencies; scanned layers pass it traced.
+    other rotary frequencies; scanned layers pass it traced. `gates` say how much of
+    the adapters each token gets, where the linear maps have any (see `Linear`).
 
     Attributes:
       config: sizes and choices.
@@ -55,19 +56,20 @@ class Block(nn.Module):
         attend: Attend,
         tap: Tap,
         local: bool | Bool[Array, ""] = False,
+        gates: Float[Array, "batch seq"] | None = None,
     ) -> tuple[Float[Array, "batch seq dim"], tuple[Array, Array]]:
         config = self.config
         before = _norms(config, config.pre_norms)
         after = _norms(config, config.post_norms)
         x = tap("resid_pre", x)
         mixed, cache = self._attention(
-            before("attn_norm", x), positions, attend, tap, local
+            before("attn_norm", x), positions, attend, tap, local, gates
         )
         middle = x + tap("attn_out", after("attn_post_norm", mixed))
         middle = tap("resid_mid", middle)
         read = x if config.parallel_residual else middle
         make = Experts if self.sparse else Mlp
-        hidden = make(config, name="mlp")(before("mlp_norm", read))
+        hidden = make(config, name="mlp")(before("mlp_norm", read), gates)
         hidden = tap("mlp_out", after("mlp_post_norm", hidden))
         return tap("resid_post", middle + hidden), cache
 
@@ -78,12 +80,14 @@ class Block(nn.Module):
         attend: Attend,
         tap: Tap,
         local: bool | Array,
+        gates: Array | None,
     ) -> tuple[Array, tuple[Array, Array]]:
         config = self.config
 
         def heads(name: str, count: int, normed: bool) -> Array:
             features = count * config.head_dim
-            y = Linear(features, config.query_bias, config.dtype, name=name)(x)
+            layer = Linear(features, config.query_bias, config.dtype, name=name)
+            y = layer(x, gates)
             whole = normed and config.qk_norm == "width"
             y = _norms(config, whole)(f"{name}_norm", y)
             y = y.reshape(*x.shape[:2], count, config.head_dim)
@@ -106,7 +110,7 @@ class Block(nn.Module):
         )
         flat = mixed.reshape(*x.shape[:2], config.num_heads * config.head_dim)
         out = Linear(config.width, config.out_bias, config.dtype, name="out")
-        return out(flat), cache
+        return out(flat, gates), cache
 
 
 def _norms(config: DecoderConfig, there: bool) -> Callable[[str, Array], Array]:

@@ -54,6 +54,8 @@ class DecoderConfig:
       expert_width: hidden size of an expert.
       experts_sum_to_one: weights of the chosen experts are scaled to sum to 1.
       dense_layers: layers that have the one MLP all the same, ascending.
+      causal: a token sees only itself and what comes before it; False for models that
+        look both ways.
       tied: the unembedding is the embedding.
       dtype: dtype of the parameters and of the arithmetic between float32 islands.
       source: the JSON text of the checkpoint's configuration, kept for saving.
@@ -96,6 +98,7 @@ class DecoderConfig:
     expert_width: int = 0
     experts_sum_to_one: bool = True
     dense_layers: tuple[int, ...] = ()
+    causal: bool = True
     tied: bool = False
     dtype: str = "float32"
     source: str = field(default="{}", repr=False)

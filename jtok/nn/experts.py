@@ -52,7 +52,12 @@ class Experts(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+    def __call__(
+        self,
+        x: Float[Array, "*tokens dim"],
+        gates: Float[Array, "*tokens"] | None = None,
+    ) -> Float[Array, "*tokens dim"]:
+        del gates  # experts and their router have no adapters
         config = self.config
         flat = x.reshape(-1, x.shape[-1])
         logits = Linear(config.num_experts, False, config.dtype, name="router")(flat)

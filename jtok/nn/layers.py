@@ -44,6 +44,9 @@ def activation(name: str) -> Callable[[Array], Array]:
 class Linear(nn.Module):
     """`x @ kernel + bias`, with `kernel` `[in, out]`.
 
+    Where the parameters hold an adapter, `lora_a` `[in, rank]` and `lora_b`
+    `[rank, out]`, `(x @ lora_a) @ lora_b` is added, times the gate of each token.
+
     Attributes:
       features: size of the output.
       use_bias: add a bias.
@@ -55,11 +58,25 @@ class Linear(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... dim"]) -> Float[Array, "... features"]:
+    def __call__(
+        self,
+        x: Float[Array, "*tokens dim"],
+        gates: Float[Array, "*tokens"] | None = None,
+    ) -> Float[Array, "*tokens features"]:
         shape = (x.shape[-1], self.features)
         init = nn.initializers.normal(0.02)
         kernel = self.param("kernel", init, shape, self.param_dtype)
         y = x @ kernel
+        if self.has_variable("params", "lora_a"):
+            down: Array = self.get_variable("params", "lora_a")
+            up: Array = self.get_variable("params", "lora_b")
+            change = ((x @ down.astype(x.dtype)) @ up.astype(x.dtype)).astype(y.dtype)
+            if gates is not None:
+                # A closed gate leaves the sum as it was, also where `change` is not
+                # finite.
+                gate = gates[..., None].astype(y.dtype)
+                change = jnp.where(gate == 0, 0.0, gate * change).astype(y.dtype)
+            y = y + change
         if self.use_bias:
             zeros = nn.initializers.zeros
             bias = self.param("bias", zeros, (self.features,), self.param_dtype)
@@ -106,16 +123,21 @@ class Mlp(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+    def __call__(
+        self,
+        x: Float[Array, "*tokens dim"],
+        gates: Float[Array, "*tokens"] | None = None,
+    ) -> Float[Array, "*tokens dim"]:
         config = self.config
 
-        def linear(features: int, name: str) -> Linear:
-            return Linear(features, config.mlp_bias, config.dtype, name=name)
+        def linear(x: Array, features: int, name: str) -> Array:
+            layer = Linear(features, config.mlp_bias, config.dtype, name=name)
+            return layer(x, gates)
 
-        hidden = linear(config.mlp_width, "up")(x)
+        hidden = linear(x, config.mlp_width, "up")
         act = activation(config.activation)
         if config.mlp == "gated":
-            hidden = act(linear(config.mlp_width, "gate")(x)) * hidden
+            hidden = act(linear(x, config.mlp_width, "gate")) * hidden
         else:
             hidden = act(hidden)
-        return linear(config.width, "down")(hidden)
+        return linear(hidden, config.width, "down")

@@ -1,5 +1,6 @@
 """The forward pass: against foreign outputs, and its many ways against each other."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,7 +14,7 @@ from jtok.models import Cache, GenerationConfig, Taps, init_cache
 from jtok.nn import SITES
 from jtok.ops import Tree, cross_entropy
 from jtok.ops.sharding import mesh_from
-from jtok.testing import assert_close, load_golden, tiny_config
+from jtok.testing import assert_close, load_golden, tiny_config, tiny_model
 from tests.models.decoders import DECODERS, GOLDENS, every
 
 
@@ -442,3 +443,83 @@ def test_generation_config(fields, eos, bos):
     config = GenerationConfig.from_dict({**fields, "pad_token_id": 0})
     assert (config.eos_token_ids, config.bos_token_id) == (eos, bos)
     assert config.pad_token_id == 0 and config.to_json() is None
+
+
+# ---- adapters, extra rows, models that look both ways
+
+
+def with_adapters(model, key=5, extra=2):
+    """Adapters on every linear map, and rows of the embedding beyond the vocabulary."""
+    keys = iter(jax.random.split(jax.random.key(key), 100))
+
+    def adapt(tree):
+        if not isinstance(tree, dict):
+            return tree
+        tree = {name: adapt(branch) for name, branch in tree.items()}
+        if "kernel" in tree:
+            rows, columns = tree["kernel"].shape
+            tree["lora_a"] = 0.3 * jax.random.normal(next(keys), (rows, 3))
+            tree["lora_b"] = 0.3 * jax.random.normal(next(keys), (3, columns))
+        return tree
+
+    layers = tuple(adapt(layer) for layer in model.params["layers"])
+    width = model.config.width
+    extra = {"extra": jax.random.normal(next(keys), (extra, width))} if extra else {}
+    embed = {**model.params["embed"], **extra}
+    return model.replace(params={**model.params, "layers": layers, "embed": embed})
+
+
+IDS = jnp.array([[4, 9, 2, 7, 1]])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_gates_say_who_gets_the_adapters(family):
+    plain = tiny_model(family=family)
+    model = with_adapters(plain, extra=0)
+    whole = model(IDS).logits
+    np.testing.assert_array_equal(model(IDS, gates=jnp.ones((1, 5))).logits, whole)
+    np.testing.assert_array_equal(
+        model(IDS, gates=jnp.zeros((1, 5))).logits, plain(IDS).logits
+    )
+    # Later tokens with open gates change nothing before them.
+    late = model(IDS, gates=jnp.array([[0, 0, 0, 1, 1.0]])).logits
+    np.testing.assert_array_equal(late[:, :3], plain(IDS).logits[:, :3])
+    assert jnp.abs(late - plain(IDS).logits)[:, 3:].min() > 0
+    # Scanned layers do the same.
+    gates = jnp.array([[1, 0, 0.5, 0, 1.0]])
+    assert_close(
+        stacked(model)(IDS, gates=gates).logits, model(IDS, gates=gates).logits
+    )
+
+
+def test_extra_rows_are_ids_beyond_the_vocabulary():
+    plain = tiny_model()
+    model, vocab = with_adapters(plain), plain.config.vocab_size
+    ids = IDS.at[0, 3].set(vocab + 1)
+    rows = jnp.concatenate(
+        [plain.params["embed"]["tokens"], model.params["embed"]["extra"]]
+    )
+    gates = (ids >= vocab).astype(jnp.float32)
+    by_hand = with_adapters(plain, extra=0)(rows[ids], gates=gates)
+    assert_close(model(ids).logits, by_hand.logits)
+    assert model(ids).logits.shape[-1] == vocab
+    # Without one of them the model is what it was, whatever its adapters.
+    np.testing.assert_array_equal(model(IDS).logits, plain(IDS).logits)
+
+
+def test_gates_of_another_shape_are_refused():
+    with pytest.raises(ArgumentError, match=r"gates: got 'shape \(1, 4\)'"):
+        tiny_model()(IDS, gates=jnp.ones((1, 4)))
+
+
+def test_a_model_that_looks_both_ways():
+    config = dataclasses.replace(tiny_config(), causal=False)
+    model = models.init(config, jax.random.key(0))
+    everyone = jnp.ones((1, 5, 5), bool)
+    causal = tiny_model()
+    got = model.replace(params=causal.params)(IDS).logits
+    assert_close(got, causal(IDS, mask=everyone).logits)
+    # Padding is seen by nobody.
+    real = jnp.array([[True, True, True, True, False]])
+    got = model(IDS, mask=real).logits[:, :4]
+    assert_close(got, model(IDS[:, :4]).logits, atol=1e-5)

@@ -124,3 +124,45 @@ def test_mlp(kind, bias):
     expected = linear("down", hidden)
     found = module.apply({"params": params}, jnp.asarray(X))
     assert_close(found, expected.astype(np.float32), rtol=1e-5, atol=1e-4)
+
+
+def adapted(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    normal = jax.random.normal
+    return {
+        "kernel": normal(keys[0], (4, 3)),
+        "lora_a": normal(keys[1], (4, 2)),
+        "lora_b": normal(keys[2], (2, 3)),
+    }, normal(keys[3], (2, 5, 4))
+
+
+def test_an_adapter_is_a_low_rank_change_of_the_kernel():
+    params, x = adapted()
+    merged = {"kernel": params["kernel"] + params["lora_a"] @ params["lora_b"]}
+    layer = Linear(3)
+    np.testing.assert_allclose(
+        layer.apply({"params": params}, x),
+        layer.apply({"params": merged}, x),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_a_closed_gate_leaves_every_bit_and_an_open_one_none():
+    params, x = adapted()
+    params["lora_b"] = params["lora_b"].at[0].set(jnp.inf)  # 0 * inf would be NaN
+    layer = Linear(3)
+    plain = layer.apply({"params": {"kernel": params["kernel"]}}, x)
+    gates = jnp.zeros((2, 5)).at[:, 3:].set(1.0)
+    got = layer.apply({"params": params}, x, gates)
+    np.testing.assert_array_equal(got[:, :3], plain[:, :3])
+    assert not jnp.isfinite(got[:, 3:]).any()
+
+
+def test_gates_scale_the_change():
+    params, x = adapted()
+    layer = Linear(3)
+    plain = layer.apply({"params": {"kernel": params["kernel"]}}, x)
+    whole = layer.apply({"params": params}, x, jnp.ones((2, 5)))
+    half = layer.apply({"params": params}, x, jnp.full((2, 5), 0.5))
+    np.testing.assert_allclose(half - plain, (whole - plain) / 2, rtol=1e-4, atol=1e-5)

@@ -16,6 +16,8 @@ from jtok.ops.sharding import AnyMesh, current_mesh, partition_spec
 
 __all__ = ["attention", "cached_attention", "write_rows"]
 
+_BLOCKS = {"gpu": 8192}  # slots of the cache at a time; elsewhere 256
+
 
 def attention(
     query: Float[Array, "batch seq heads head_dim"],
@@ -100,8 +102,9 @@ def cached_attention(
       window: a node at position p sees the positions above `p - window`, of the cache
         and of the nodes; None sees all.
       softcap: scores become `softcap * tanh(scores / softcap)`, None for no cap.
-      block: cache slots that are read at a time (static); None takes 256, the kernel
-        512.
+      block: cache slots that are read at a time (static); None takes 512 in the kernel,
+        256 on a CPU, and on a GPU, where each turn of a loop costs a look by the host,
+        8192.
       implementation: "pallas_tpu", "xla", or None: the first that can run (static).
       platform: "cpu", "gpu" or "tpu" where code for another platform than that of the
         mesh, or of JAX's default backend, is compiled (static).
@@ -130,13 +133,15 @@ def cached_attention(
     if window is not None:
         check(positions is not None, "positions", None, "positions beside a window")
     mesh = current_mesh(mesh)
+    run_on = target_platform(platform, mesh)
     args = (query, key, value, cache_key, cache_value, length, allow)
     options: Any = {"scale": scale, "softcap": softcap}
 
     def xla() -> Array:
         return reference.cached_attention(
-            *args, positions=positions, window=window, block=block or 256, **options
-        )
+            *args, positions=positions, window=window,
+            block=block or _BLOCKS.get(run_on, 256), **options,
+        )  # fmt: skip
 
     def pallas_tpu() -> Array:
         from jtok.ops.attention import pallas_tpu as kernel
@@ -152,7 +157,7 @@ def cached_attention(
     return choose(
         implementation,
         {"xla": xla, "pallas_tpu": pallas_tpu},
-        platform=target_platform(platform, mesh),
+        platform=run_on,
         interpret=interpret,
     )
 

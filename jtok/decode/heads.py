@@ -1,0 +1,83 @@
+"""Drafting with heads: a chain or a static tree, level by level."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jtok.decode.candidates import chooser, inner_layout, point_masses
+from jtok.decode.types import Proposal, Tokens
+from jtok.errors import check
+from jtok.ops import Tree
+from jtok.predict.heads import DraftHead
+
+__all__ = ["draft_tree"]
+
+PyTree = Any
+
+
+def draft_tree(
+    head: DraftHead,
+    params: PyTree,
+    context: PyTree,
+    tokens: Tokens,
+    tree: Tree,
+    *,
+    vocab_size: int,
+    own: bool = False,
+    valid: Array | None = None,
+) -> Proposal:
+    """Drafts a static tree below the newest token of every row.
+
+    Args:
+      head: what drafts.
+      params: of the head.
+      context: of every row, as the head takes it.
+      tokens: prompt and emitted tokens; their newest is the root.
+      tree: ranks count a node's candidates from the best.
+      vocab_size: number of ids.
+      own: draw with noise that is not the verifier's and say from which law; else the
+        head chooses with the verifier's noise.
+      valid: `[batch]` bool rows that have drafts at all, None for all.
+
+    Returns:
+      `Proposal`; with `own` it has `q`.
+
+    Raises:
+      ArgumentError: a tree deeper than the head's steps.
+    """
+    deepest = tree.max_depth
+    check(deepest <= head.steps, "tree", f"depth {deepest}", f"at most {head.steps}")
+    layout = inner_layout(tree, own=own)
+    batch, root, start = tokens.count.shape[0], tokens.root, tokens.count - 1
+    read = functools.partial(head.readout, params)
+    width = int(layout.rank.max()) + 1
+    choose = chooser(read, tokens.sampling, own=own, width=width)
+    drafts = jnp.broadcast_to(root[:, None], (batch, tree.num_nodes))
+    real = jnp.ones((batch, tree.num_nodes), bool)
+    sampled = own and tokens.sampling is not None
+    laws = jnp.zeros((batch, tree.num_nodes, vocab_size)) if sampled else None
+    state, frontier = head.init(params, context), np.zeros(1, np.int64)
+    for level in range(deepest):
+        hidden, state = head.step(params, context, state, drafts[:, frontier], level)
+        depth = jnp.full((batch, len(frontier)), level, jnp.int32)
+        found = choose(hidden, start, depth, deepest)
+        below = np.flatnonzero(np.asarray(tree.depth) == level + 1)
+        parent = np.searchsorted(frontier, np.asarray(tree.parent)[below])
+        rank = layout.rank[below]
+        drafts = drafts.at[:, below].set(found.ids[:, parent, rank])
+        real = real.at[:, below].set(found.found[:, parent, rank])
+        if laws is not None:
+            laws = laws.at[:, below].set(found.laws[:, parent])  # type: ignore[index]
+        inner = np.isin(below, layout.inner)
+        frontier, kept = below[inner], parent[inner]
+        state = jax.tree.map(lambda x, kept=kept: x[:, kept], state)
+    if valid is not None:
+        is_root = np.arange(tree.num_nodes) == 0
+        real = real & (valid[:, None] | is_root[None])
+    if own and laws is None:
+        laws = point_masses(drafts, vocab_size)
+    return Proposal(drafts, real, q=laws, tree=tree)
