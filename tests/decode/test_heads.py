@@ -71,5 +71,5 @@ def test_own_draws_say_from_which_law():
 
 
 def test_a_tree_deeper_than_the_head_is_refused():
-    with pytest.raises(ArgumentError, match="tree: got depth 3, expected at most 2"):
+    with pytest.raises(ArgumentError, match="tree: got 'depth 3', expected at most 2"):
         generate(bigram_target(TABLE), [1], drafter=drafter(TREE, steps=2))
