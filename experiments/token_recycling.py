@@ -110,7 +110,7 @@ class Config:
     tune_prompts: int = 4
     timed_prompts: int = 3
     rounds: int = 7
-    sizes: tuple[int, ...] = (1, 4, 8, 16, 32, 81)
+    sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 81)
     random_width: int = 512
     random_layers: int = 8
     dtype: str = "float32"

@@ -26,7 +26,7 @@ __all__ = [
     "tune_template",
 ]
 
-_SIZES = (1, 4, 8, 12, 16, 24, 32, 48, 81)
+_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 81)
 
 
 class CostCurve(NamedTuple):

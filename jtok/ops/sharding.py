@@ -466,9 +466,11 @@ def check_split(
     spec = partition_spec((logical_axis,), mesh, rules=rules)[0] or ()
     axes = (spec,) if isinstance(spec, str) else spec
     parts = math.prod(dict(mesh.shape)[axis] for axis in axes) if mesh else 1
+    if size % parts == 0:
+        return
     fits = [n for n in range(1, size + 1) if size % n == 0]
     check(
-        size % parts == 0,
+        False,
         "mesh",
         "x".join(f"{axis}={dict(mesh.shape)[axis]}" for axis in axes) if mesh else "",
         f"a size that divides the {size} {logical_axis}: one of "

@@ -17,6 +17,7 @@ from jtok.ops.unembed.walk import Layout
 __all__ = ["readout"]
 
 _BLOCK = 16384
+_GPU_LOGITS = 2**24  # of one block; turns of a loop are dearer there than memory
 
 
 def readout(
@@ -44,8 +45,8 @@ def readout(
       want: what to return.
       bias: `[vocab]` or None.
       softcap: logits become `softcap * tanh(logits / softcap)`, None for no cap.
-      block: vocabulary entries at a time (static); None takes 16384, the kernel what
-        fits.
+      block: vocabulary entries at a time (static); None takes 16384 (on a GPU more,
+        where few nodes leave room), the kernel what fits.
       implementation: "pallas_tpu", "xla", or None: the first that can run (static).
         The kernel takes no top-p, min-p or rows, and top lists up to 32.
       platform: "cpu", "gpu" or "tpu" where code for another platform than that of the
@@ -70,13 +71,18 @@ def readout(
     vocab = weight.shape[0]
     dense = want.rows or (want.draw is not None and want.draw.dense)
     args = (hidden, weight, want, bias)
+    run_on = target_platform(platform, mesh)
+    width = block or _BLOCK
+    if block is None and run_on == "gpu":
+        tokens = hidden.shape[0] * hidden.shape[1]
+        width = max(_BLOCK, _GPU_LOGITS // tokens)
 
     def xla() -> Readout:
         split = mesh is not None and partition_spec(("vocab",), mesh, shape=(vocab,))[0]
         if dense or not split or _is_manual(mesh):
-            return reference.readout(*args, softcap, block or _BLOCK)
+            return reference.readout(*args, softcap, width)
         run = functools.partial(
-            reference.running, softcap=softcap, block=block or _BLOCK, vocab=vocab
+            reference.running, softcap=softcap, block=width, vocab=vocab
         )
         return _on_shards(run, mesh, *args)
 
@@ -98,7 +104,7 @@ def readout(
     return choose(
         implementation,
         {"xla": xla, "pallas_tpu": pallas_tpu},
-        platform=target_platform(platform, mesh),
+        platform=run_on,
         interpret=interpret,
     )
 
