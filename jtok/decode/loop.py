@@ -16,6 +16,7 @@ from jtok.decode.state import Batch, Rules, State
 from jtok.decode.types import Drafter, Proposal, Tokens, Verdict
 from jtok.models import StepInput, Target
 from jtok.ops import Readout, Tree, Want, readout_logits
+from jtok.ops.implementation import target_platform
 
 __all__ = ["Batch", "Held", "Rules", "Runner", "State", "into", "runner"]
 
@@ -178,20 +179,46 @@ def _advance(
     step = functools.partial(_step, target, drafter, rules, params, batch)
     gave_up = drafter.gave_up
 
-    def worth_drafting(state: State) -> Array:
+    def within(state: State, live: Array, reach: int | None) -> Array:
+        """Some row goes on, and the caches of all that do stay below `reach`."""
+        going = jnp.any(live) & (state.steps < limit)
+        if reach is None:
+            return going
+        cached = jnp.where(state.live, state.tokens.count - 1, 0)
+        return going & (jnp.max(cached) <= reach)
+
+    def worth_drafting(reach: int | None, state: State) -> Array:
         live = state.live
         if gave_up is not None:
             live = live & ~gave_up(state.drafter)
-        return jnp.any(live) & (state.steps < limit)
+        return within(state, live, reach)
 
-    def unfinished(state: State) -> Array:
-        return jnp.any(state.live) & (state.steps < limit)
+    def unfinished(reach: int | None, state: State) -> Array:
+        return within(state, state.live, reach)
 
-    state = jax.lax.while_loop(worth_drafting, functools.partial(step, True), state)
+    phases = [(worth_drafting, True)]
     if gave_up is not None:
-        plain = functools.partial(step, False)
-        state = jax.lax.while_loop(unfinished, plain, state)
+        phases.append((unfinished, False))
+    for going, drafting in phases:
+        for reach in _reaches(rules.capacity):
+            state = jax.lax.while_loop(
+                functools.partial(going, reach),
+                functools.partial(step, drafting, reach),
+                state,
+            )
     return state
+
+
+def _reaches(capacity: int) -> tuple[int | None, ...]:
+    """Parts of the cache to read, one loop each; None where a step finds out itself.
+
+    A GPU cannot look at a length without a stop of all its queues, so there a loop
+    with a larger part follows when a row has outgrown the smaller one.
+    """
+    if target_platform() != "gpu":
+        return (None,)
+    parts = [capacity // 8, capacity // 4, capacity // 2]
+    return (*(part for part in parts if part >= 256), capacity)
 
 
 def _root_only(tokens: Tokens) -> Proposal:
@@ -206,6 +233,7 @@ def _step(
     params: PyTree,
     batch: Batch,
     drafting: bool,
+    reach: int | None,
     state: State,
 ) -> State:
     """One decode step: a call of every live row."""
@@ -218,7 +246,7 @@ def _step(
     _, depth, ancestors = proposal.shape()
     start = tokens.count - 1
     nodes_in = StepInput(
-        proposal.tokens, start[:, None] + depth, ancestors, proposal.valid
+        proposal.tokens, start[:, None] + depth, ancestors, proposal.valid, reach=reach
     )
     out, cache = target.step(params, state.cache, _with_extra(nodes_in, proposal.extra))
     hidden = out.hidden[:, :nodes]
@@ -298,4 +326,5 @@ def _with_extra(step: Any, extra: Any) -> StepInput:
         jnp.concatenate([top, extra.allow], axis=1),
         jnp.concatenate([step.valid, extra.valid], axis=1),
         gates=gates,
+        reach=step.reach,
     )

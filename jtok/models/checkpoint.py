@@ -1,6 +1,7 @@
 """Loading and saving models as Hugging Face folders, and making new ones."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -184,35 +185,45 @@ def _init_params(config: Any, key: jax.Array) -> PyTree:
 def init_decoder(config: nn.DecoderConfig, key: jax.Array) -> PyTree:
     """Random parameters with layers split, as a pure function of the key."""
     keys = jax.random.split(key, config.num_layers + 3)
-    x = jnp.zeros((1, 1, config.width), config.dtype)
-    positions = jnp.zeros((1, 1), jnp.int32)
-
-    def normal(key: jax.Array, *shape: int) -> jax.Array:
-        return (0.02 * jax.random.normal(key, shape)).astype(config.dtype)
-
-    def layer(index: int, key: jax.Array) -> PyTree:
-        heads = (1, 1, config.num_heads, config.head_dim)
-        attend = lambda q, k, v: (jnp.zeros(heads, q.dtype), (k, v))
-        block = nn.Block(config, config.sparse(index))
-        made = block.init(key, x, positions, attend, lambda _, value: value)["params"]
-        # Residual branches start small, so that depth does not change the scale.
-        shrink = (2 * config.num_layers) ** -0.5
-        down = "expert_down" if config.sparse(index) else "down"
-        for branch in (made["out"], made["mlp"][down]):
-            branch["kernel"] = branch["kernel"] * jnp.asarray(shrink, config.dtype)
-        return made
-
-    embed = {"tokens": normal(keys[0], config.vocab_size, config.width)}
+    vocab, x = config.vocab_size, jnp.zeros((1, 1, config.width), config.dtype)
+    embed = {"tokens": _normal(keys[0], (vocab, config.width), config.dtype)}
     if config.positions == "learned":
-        embed["positions"] = normal(keys[1], config.max_positions, config.width)
+        shape = (config.max_positions, config.width)
+        embed["positions"] = _normal(keys[1], shape, config.dtype)
+    layers = [
+        _init_layer(config, config.sparse(index), key)
+        for index, key in enumerate(keys[3:])
+    ]
     params = {
         "embed": embed,
-        "layers": tuple(layer(index, key) for index, key in enumerate(keys[3:])),
+        "layers": tuple(layers),
         "final_norm": nn.Norm(config).init(keys[2], x)["params"],
     }
     if not config.tied:
-        params["unembed"] = {"kernel": normal(keys[2], config.vocab_size, config.width)}
+        kernel = _normal(keys[2], (vocab, config.width), config.dtype)
+        params["unembed"] = {"kernel": kernel}
     return params
+
+
+# Compiled once for all layers of a kind: together they take a GPU's compiler minutes.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init_layer(config: nn.DecoderConfig, sparse: bool, key: jax.Array) -> PyTree:
+    x = jnp.zeros((1, 1, config.width), config.dtype)
+    positions = jnp.zeros((1, 1), jnp.int32)
+    heads = (1, 1, config.num_heads, config.head_dim)
+    attend = lambda q, k, v: (jnp.zeros(heads, q.dtype), (k, v))
+    block = nn.Block(config, sparse)
+    made = block.init(key, x, positions, attend, lambda _, value: value)["params"]
+    # Residual branches start small, so that depth does not change the scale.
+    shrink = (2 * config.num_layers) ** -0.5
+    for branch in (made["out"], made["mlp"]["expert_down" if sparse else "down"]):
+        branch["kernel"] = branch["kernel"] * jnp.asarray(shrink, config.dtype)
+    return made
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return (0.02 * jax.random.normal(key, shape)).astype(dtype)
 
 
 def init(
@@ -255,7 +266,9 @@ def _init(config: Any, key: jax.Array, vocabulary: Vocabulary | None) -> Model:
         # Each device makes its own part: no device need hold the whole.
         shapes = abstract(config).params
         shardings = None if mesh is None else jax.tree.map(lambda x: x.sharding, shapes)
-        make = jax.jit(_init_params, static_argnums=0, out_shardings=shardings)
+        make = _init_params
+        if mesh is not None:
+            make = jax.jit(_init_params, static_argnums=0, out_shardings=shardings)
         params = make(config, onto_mesh(key))
     params = place_params(params, config)
     generation = GenerationConfig()

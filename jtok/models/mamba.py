@@ -229,6 +229,7 @@ def target(config: nn.MambaConfig, read: tuple[tuple[str, int], ...] = ()) -> Ta
 # ---- new parameters, and the Hugging Face format
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: nn.MambaConfig, key: jax.Array) -> PyTree:
     """Random parameters with layers split, as a pure function of the key."""
     keys = jax.random.split(key, config.num_layers + 2)

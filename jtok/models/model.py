@@ -249,6 +249,7 @@ def decoder_forward(
     cache: Cache | None = None,
     taps: Taps | None = None,
     gates: Any = None,
+    reach: int | None = None,
     logits: Any = "all",
 ) -> Output:
     """The forward pass as a function of arrays; `Model.__call__` documents it."""
@@ -266,7 +267,7 @@ def decoder_forward(
     x = constrain(x, "batch", "seq", "embed")
     layers = params["layers"]
     run = _unrolled if isinstance(layers, tuple) else _scanned
-    where = _Where(positions, allow, gates)
+    where = _Where(positions, allow, gates, reach)
     x, pending, read = run(layers, config, x, where, bias, cache, taps)
     if cache is not None:
         pending = _after(x, pending)
@@ -300,11 +301,12 @@ def check_inputs(
 
 
 class _Where(NamedTuple):
-    """What every layer knows of the tokens: positions, who sees whom, and gates."""
+    """What every layer knows of the tokens: positions, who sees whom, gates, reach."""
 
     positions: Array
     allow: Array
     gates: Array | None
+    reach: int | None
 
 
 def _allow(mask: Any, batch: int, seq: int, is_causal: bool) -> Array:
@@ -361,7 +363,7 @@ def _attend(
     length: Any,
     window: int | Array | None,
 ) -> Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]:
-    positions, allow, _ = where
+    positions, allow = where.positions, where.allow
     options: dict[str, Any] = {
         "scale": config.score_scale,
         "softcap": config.attn_softcap,
@@ -374,9 +376,9 @@ def _attend(
         if layer_cache is None:
             mixed = attention(query, key, value, allow, bias=bias, **options)
         else:
-            seen = {"positions": positions, "window": window, **options}
+            options.update(positions=positions, window=window, reach=where.reach)
             mixed = cached_attention(
-                query, key, value, *layer_cache, length, allow, **seen
+                query, key, value, *layer_cache, length, allow, **options
             )
         return mixed, (key, value)
 

@@ -46,6 +46,8 @@ class StepInput:
       vectors: `[batch, nodes, dim]` in place of ids, or None.
       gates: `[batch, nodes]` float32 how much of its adapters the model uses, or None:
         as it does by itself.
+      reach: no row has more cached tokens than this, so slots from there on need not
+        be read (static); None says nothing. A target may ignore it.
     """
 
     ids: jax.Array | None
@@ -54,6 +56,7 @@ class StepInput:
     valid: jax.Array
     vectors: jax.Array | None = None
     gates: jax.Array | None = None
+    reach: int | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
@@ -149,6 +152,7 @@ def decoder_target(
             cache=cache,
             taps=core.Taps(read),
             gates=nodes.gates,
+            reach=nodes.reach,
             logits="none",
         )
         return StepOutput(out.hidden, out.taps), out.cache

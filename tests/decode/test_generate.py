@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jtok import models
-from jtok.decode import generate, no_drafter, prompt_lookup, token_recycling
+from jtok.decode import generate, loop, no_drafter, prompt_lookup, token_recycling
 from jtok.decode.recycling import recycling_template
 from jtok.errors import ArgumentError
-from jtok.models import GenerationConfig, split_layers
+from jtok.models import GenerationConfig, StepInput, split_layers
 from jtok.ops import Tree
 from jtok.ops.sharding import mesh_from, shard_tree
 from jtok.testing import (
@@ -377,3 +377,49 @@ def test_wrapped_drafters_with_a_transformer(wrap):
     out = decode("sampled", wrap(LEARNING))
     assert_token_guarantee(decode("sampled"), out)
     assert out.stats.calls == decode("sampled", LEARNING).stats.calls
+
+
+# Loops over growing parts of the cache, as on a GPU ------------------------
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    monkeypatch.setattr(loop, "_reaches", lambda capacity: (6, 14, 30, capacity))
+    loop._runner.cache_clear()
+    yield
+    loop._runner.cache_clear()
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("mode", MODES)
+def test_reading_only_a_part_of_the_cache_changes_nothing(mode, in_parts):
+    whole = lists(decode.__wrapped__(mode))
+    for drafter in (
+        prompt_lookup(),
+        token_recycling(8, SMALL, min_accept=9.0, patience=2),
+    ):
+        out = decode.__wrapped__(mode, drafter)
+        assert lists(out) == whole
+    loop._runner.cache_clear()
+    assert whole == lists(decode.__wrapped__(mode))
+
+
+def test_slots_beyond_the_reach_are_not_read():
+    model = tiny_model()
+    target, params = model.target(), model.params
+    cache = target.init_cache(params, 1, 64)
+    causal = jnp.tril(jnp.ones((1, 5, 5), bool))
+    ids = jnp.array([[4, 5, 6, 7, 8]])
+    step = StepInput(ids, jnp.arange(5)[None], causal, jnp.ones((1, 5), bool))
+    _, cache = target.step(params, cache, step)
+    cache = target.commit(cache, jnp.arange(5)[None], jnp.array([5]))
+    spoiled = [(k.at[:, :, 8:].set(jnp.nan),) * 2 for k, _ in cache.layers]
+    after = StepInput(
+        ids[:, :1], jnp.array([[5]]), causal[:, :1, :1], jnp.ones((1, 1), bool)
+    )
+    plain, _ = target.step(params, cache, after)
+    near, _ = target.step(params, cache, dataclasses.replace(after, reach=8))
+    assert_close(near.hidden, plain.hidden)
+    broken = dataclasses.replace(cache, layers=tuple(spoiled))
+    out, _ = target.step(params, broken, dataclasses.replace(after, reach=8))
+    assert jnp.isfinite(out.hidden).all()

@@ -74,6 +74,7 @@ def cached_attention(
     positions: Int[Array, "batch nodes"] | None = None,
     window: int | Int[Array, ""] | None = None,
     softcap: float | None = None,
+    reach: int | None = None,
     block: int | None = None,
     implementation: str | None = None,
     platform: str | None = None,
@@ -102,6 +103,8 @@ def cached_attention(
       window: a node at position p sees the positions above `p - window`, of the cache
         and of the nodes; None sees all.
       softcap: scores become `softcap * tanh(scores / softcap)`, None for no cap.
+      reach: no row has more cached tokens (static); slots from there on are not even
+        looked at. None is the capacity.
       block: cache slots that are read at a time (static); None takes 512 in the kernel,
         256 on a CPU, and on a GPU, where each turn of a loop costs a look by the host,
         8192.
@@ -116,7 +119,8 @@ def cached_attention(
       `[batch, nodes, heads, head_dim]` in the dtype of `query`.
 
     Raises:
-      ArgumentError: a window without positions, `block` below 1, or an unknown name.
+      ArgumentError: a window without positions, `block` or `reach` below 1, or an
+        unknown name.
       UnsupportedImplementationError: the named implementation cannot run here.
 
     Source: Dao et al. 2022, arXiv 2205.14135 (running softmax); Cai et al. 2024,
@@ -132,6 +136,9 @@ def cached_attention(
     check(block is None or block >= 1, "block", block, "None or at least 1")
     if window is not None:
         check(positions is not None, "positions", None, "positions beside a window")
+    check(reach is None or reach >= 1, "reach", reach, "None or at least 1")
+    if reach is not None and reach < cache_key.shape[2]:
+        cache_key, cache_value = cache_key[:, :, :reach], cache_value[:, :, :reach]
     mesh = current_mesh(mesh)
     run_on = target_platform(platform, mesh)
     args = (query, key, value, cache_key, cache_value, length, allow)
