@@ -27,16 +27,15 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jtok
+from experiments.scripted import depth_law, scripted_drafter
 from experiments.targets import load_target, prompts_by_domain, repeated_ngrams
 from jtok import nn, testing
 from jtok.decode import (
     Drafter,
     Generated,
-    Proposal,
     choose_template,
     cost_curve,
     generate,
@@ -58,6 +57,7 @@ CLAIMS = (
     "wall_clock_30m",
 )
 SOURCES = (
+    "experiments/scripted.py",
     "experiments/targets.py",
     "jtok/decode/calibrate.py",
     "jtok/decode/drafters.py",
@@ -510,9 +510,11 @@ def _report_oracle(hits: np.ndarray, config: Config, report: Any) -> None:
     prompt = np.arange(1, 65) * 37 % model.config.vocab_size
     costs = cost_curve(model, sizes=config.sizes, calls=48)
     tree, expected = choose_template(recycling_template(), hits, costs)
-    kept = _depth_law(recycling_template(), hits, tree)
+    kept = depth_law(recycling_template(), hits, tree)
     plain = generate(model, prompt, max_new_tokens=config.new_tokens, stop_ids=())
-    drafter = _scripted(np.concatenate([prompt, plain.tokens]), tree, kept, config.seed)
+    drafter = scripted_drafter(
+        np.concatenate([prompt, plain.tokens]), tree, kept, config.seed
+    )
     last: dict[str, Generated] = {}
 
     def once(drafter: Any, name: str) -> None:
@@ -553,33 +555,3 @@ def _random_model(config: Config) -> jtok.models.Model:
         tied=True, dtype=config.dtype,
     )  # fmt: skip
     return jtok.models.init(sizes, jax.random.key(config.seed))
-
-
-def _depth_law(full: Tree, hits: np.ndarray, tree: Tree) -> np.ndarray:
-    """`[depth + 1]` probability that a call keeps 0, 1, 2, ... drafts of `tree`."""
-    of = dict(zip(full.paths, hits[1:], strict=True))
-    share = np.zeros(tree.max_depth + 2)
-    share[0] = hits[0]
-    for path in tree.paths:
-        share[len(path)] += of[path]
-    at_least = share / hits[0]
-    return at_least[:-1] - at_least[1:]
-
-
-def _scripted(truth: np.ndarray, tree: Tree, law: np.ndarray, seed: int) -> Drafter:
-    """Drafts whose first path is right down to a drawn depth, and wrong elsewhere."""
-    draws = np.random.default_rng(seed).choice(len(law), size=len(truth), p=law)
-    path = tree.leaf_paths[np.argmax((tree.leaf_paths >= 0).sum(axis=1))]
-    on_path = np.isin(np.arange(tree.num_nodes), path)
-    line, depths = jnp.asarray(truth, jnp.int32), jnp.asarray(draws, jnp.int32)
-
-    def propose(state: Any, tokens: Any) -> tuple[Proposal, Any]:
-        level = tree.depth[None]
-        at = tokens.count[:, None] - 1 + level
-        true = line.at[at].get(mode="clip")
-        reach = depths.at[tokens.count - 1].get(mode="clip")
-        right = on_path[None] & (level <= reach[:, None])
-        drafts = jnp.where(right | (level == 0), true, true + 1)
-        return Proposal(drafts, jnp.ones_like(drafts, bool), tree=tree), state
-
-    return Drafter(lambda info, tokens: (), propose, lambda state, verdict: state)
