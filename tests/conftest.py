@@ -216,7 +216,12 @@ def _is_full_run(config) -> bool:
         or getattr(options, "ignore", None)
         or options.maxfail
     )
-    everything = options.markexpr in ("", "not slow", "not slow and not notebook")
+    everything = options.markexpr in (
+        "",
+        "not slow",
+        "not slow and not notebook",
+        "not slow and not mutation and not notebook",
+    )
     return everything and named <= default and not partial
 
 
