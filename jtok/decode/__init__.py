@@ -14,6 +14,7 @@ from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.dynamic import Dynamic, dynamic, grow_tree
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.heads import draft_tree
+from jtok.decode.host import HostTree, ask_host, host_drafter
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
 from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
 from jtok.decode.recycling import (
@@ -59,6 +60,7 @@ __all__ = [
     "Dynamic",
     "Event",
     "Generated",
+    "HostTree",
     "Needs",
     "Processor",
     "Proposal",
@@ -75,6 +77,7 @@ __all__ = [
     "accept",
     "accept_typical",
     "allow_tokens",
+    "ask_host",
     "check_q",
     "choose_template",
     "cost_curve",
@@ -87,6 +90,7 @@ __all__ = [
     "find_continuation",
     "generate",
     "grow_tree",
+    "host_drafter",
     "load_table",
     "lower_decode",
     "no_drafter",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtok.decode import loop
+from jtok.decode.host import ask_host
 from jtok.decode.options import Prepared
 from jtok.decode.results import Generated, Timing, result
 from jtok.decode.sessions import Session
@@ -93,8 +94,9 @@ class Course:
         prepared, every = self.prepared, self.prepared.sync_every
         forever = int(np.iinfo(np.int32).max)
         self._limit = min(self._limit + (every or forever), forever)
+        state = ask_host(prepared.drafter, self.state)
         self.state = self._run.advance(
-            prepared.params, prepared.batch, self.state, jnp.int32(self._limit)
+            prepared.params, prepared.batch, state, jnp.int32(self._limit)
         )
         if every is None:
             jax.block_until_ready(self.state)

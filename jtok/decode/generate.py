@@ -105,7 +105,7 @@ def generate(
       logprobs: also return the log-probability of every token.
       top_logprobs: so many alternatives to return with theirs.
       sync_every: steps between looks by the host; None runs to the end, or looks every
-        16 steps for stop strings.
+        16 steps for stop strings. A drafter that needs the host has it look after each.
 
     Returns:
       `Generated`.

@@ -62,7 +62,7 @@ def runner(target: Target, drafter: Drafter, rules: Rules) -> Runner:
     Returns:
       `Runner`; equal arguments give the same compiled functions.
     """
-    return _runner(target, drafter._replace(params=None), rules)
+    return _runner(target, drafter._replace(params=None, host=None), rules)
 
 
 @functools.lru_cache(maxsize=128)

@@ -168,6 +168,8 @@ def prepare(
     stops = _stop_strings(options, vocabulary)
     if stops is not None and every is None:
         every = _STOP_LOOK
+    if drafter.host is not None:
+        every = 1
     top = options.top_logprobs
     if not isinstance(top, (int, np.integer)) or isinstance(top, bool):
         raise ArgumentTypeError(f"top_logprobs: got {top!r}, expected an int.")

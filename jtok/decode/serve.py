@@ -15,6 +15,7 @@ from jaxtyping import Array
 from jtok.decode import loop
 from jtok.decode.course import look_for_stops
 from jtok.decode.generate import Prompt
+from jtok.decode.host import ask_host
 from jtok.decode.options import Options, Prepared, options_from, prepare
 from jtok.decode.results import Generated, Timing, result
 from jtok.decode.stops import Cut
@@ -186,9 +187,10 @@ class _Rows:
         # buffers grew.
         rules = some.rules._replace(chunk=0, capacity=self._capacity)
         run = loop.runner(some.target, some.drafter, rules)
-        self._limit += self._options.sync_every or 1
-        limit = jnp.int32(self._limit)
-        self._state = run.advance(some.params, self._batch, self._state, limit)
+        every = self._options.sync_every or 1
+        self._limit += 1 if some.drafter.host is not None else every
+        limit, state = jnp.int32(self._limit), ask_host(some.drafter, self._state)
+        self._state = run.advance(some.params, self._batch, state, limit)
         self._syncs += 1
         cuts: dict[int, Cut] = {}
         if some.stops is not None:

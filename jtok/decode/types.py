@@ -1,6 +1,6 @@
 """The contract between drafters, the verifier and the loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -229,6 +229,12 @@ class Drafter(NamedTuple):
         outlives a prompt.
       gave_up: `state -> bool[batch]`; once every live row gave up, calls have one
         node. None means never.
+      params: arrays that the functions take last, or None.
+      calls: steps of a draft model that a call takes.
+      vocabulary: hash of the vocabulary that the drafter speaks, or None.
+      host: `(state, rows) -> state`, called by the host before every step with NumPy
+        arrays: the state, and of every live row its ids (None for the others). The loop
+        then stops after each step. None: everything happens on the device.
 
     Example:
       >>> from jtok.decode import prompt_lookup
@@ -245,6 +251,7 @@ class Drafter(NamedTuple):
     params: PyTree = None
     calls: int = 0
     vocabulary: str | None = None
+    host: Callable[[PyTree, Sequence[Any]], PyTree] | None = None
 
     def bind(self, params: PyTree) -> "Drafter":
         """The drafter whose functions take no parameters any more.

@@ -17,6 +17,7 @@ from jtok.decode import (
     Rule,
     Sampling,
     Tokens,
+    ask_host,
     loop,
     no_drafter,
 )
@@ -349,7 +350,8 @@ def steps(
         stop_ids=jnp.asarray(tuple(stop_ids) or (-1,), jnp.int32),
         drafter=None if drafter is None else drafter.params,
     )
-    run = loop.runner(target, drafter or no_drafter(), rules)
+    drafter = drafter or no_drafter()
+    run = loop.runner(target, drafter, rules)
     state = run.start(params, batch, drafter_state)
     limit = 0
     while True:
@@ -359,6 +361,7 @@ def steps(
         if not shown.live.any():
             return
         limit += 1
+        state = ask_host(drafter, state)
         state = run.advance(params, batch, state, jnp.int32(limit))
 
 

@@ -10,6 +10,7 @@ from jtok.decode import (
     Rule,
     draft_model,
     dynamic,
+    host_drafter,
     no_drafter,
     prompt_lookup,
     recycling_template,
@@ -85,6 +86,12 @@ CHAINS_ONLY = bigram_target(NEAR, whole_context=True, trees=False)
 RECURRENT = recurrent_target(NEAR)
 
 
+def seen_before(ids: np.ndarray) -> list[np.ndarray]:
+    """What followed the newest token wherever it stood before."""
+    places = np.flatnonzero(ids[:-1] == ids[-1])[::-1]
+    return [ids[place + 1 :] for place in places]
+
+
 DRAFTERS: dict[str, Case] = {
     "none": case(no_drafter()),
     "prompt-lookup": case(prompt_lookup()),
@@ -109,6 +116,7 @@ DRAFTERS: dict[str, Case] = {
     "recycling-gives-up": case(
         token_recycling(4, MIXED, min_accept=1.5, patience=2), random_table(4)
     ),
+    "host": case(host_drafter(seen_before, nodes=7, depth=3)),
     "oracle": Case(lambda truth, vocab_size: oracle_drafter(truth, 3)),
     "adversary": Case(
         lambda truth, vocab_size: adversary_drafter(truth, vocab_size, 3)
