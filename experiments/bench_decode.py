@@ -66,6 +66,7 @@ SOURCES = (
     "jtok/decode/recycling.py",
     "jtok/ops/attention/*.py",
     "jtok/ops/unembed/*.py",
+    "jtok/models/cache.py",
     "jtok/models/model.py",
     "jtok/models/target.py",
 )

@@ -54,6 +54,7 @@ SOURCES = (
     "jtok/decode/types.py",
     "jtok/decode/verify.py",
     "jtok/models/checkpoint.py",
+    "jtok/models/cache.py",
     "jtok/models/model.py",
     "jtok/models/target.py",
     "jtok/nn/block.py",

@@ -69,6 +69,7 @@ SOURCES = (
     "jtok/ops/sampling.py",
     "jtok/ops/tree.py",
     "jtok/ops/unembed/*.py",
+    "jtok/models/cache.py",
     "jtok/models/model.py",
     "jtok/models/target.py",
 )

@@ -108,7 +108,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="cache-written-before-it-is-read",
         slug="foundation",
         path="jtok/models/model.py",
-        before="pending = _after(x, pending)",
+        before="pending = after(x, pending)",
         after="pending = tuple(pending)",
         killed_by="tests/models/test_target.py"
         "::test_temporaries_do_not_grow_with_the_capacity",
@@ -612,8 +612,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="cache-gathered-at-every-step",
         slug="foundation",
-        path="jtok/models/model.py",
-        before="kept = write_rows(_laid_out(buffer), _laid_out(rows), cache.length)",
+        path="jtok/models/cache.py",
+        before="kept = write_rows(laid_out(buffer), laid_out(rows), cache.length)",
         after="kept = write_rows(buffer, rows, cache.length)",
         killed_by="tests/decode/test_mesh.py"
         "::test_a_cache_of_fewer_heads_than_devices_stays_where_it_is",
@@ -810,6 +810,50 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="target.commit(cache, order, count - 1), state.length",
         killed_by="tests/decode/test_draft_model.py"
         "::test_the_cache_is_that_of_a_fresh_prefill",
+    ),
+    Mutation(
+        id="labels-of-the-past",
+        slug="foundation",
+        path="jtok/predict/targets.py",
+        before="place = np.arange(seq) + distance",
+        after="place = np.arange(seq) - distance",
+        killed_by="tests/predict/test_targets.py"
+        "::test_labels_are_those_that_a_loop_finds",
+    ),
+    Mutation(
+        id="head-state-of-another-node",
+        slug="foundation",
+        path="jtok/decode/heads.py",
+        before="lambda x, kept=kept: x[:, kept]",
+        after="lambda x, kept=kept: x[:, np.zeros_like(kept)]",
+        killed_by="tests/decode/test_heads.py::test_every_node_continues_its_own_path",
+    ),
+    Mutation(
+        id="closed-gate-multiplies",
+        slug="foundation",
+        path="jtok/nn/layers.py",
+        before="change = jnp.where(gate == 0, 0.0, gate * change)",
+        after="change = (gate * change)",
+        killed_by="tests/nn/test_layers.py"
+        "::test_a_closed_gate_leaves_every_bit_and_an_open_one_none",
+    ),
+    Mutation(
+        id="host-paths-share-no-nodes",
+        slug="foundation",
+        path="jtok/decode/host.py",
+        before="key = (at, int(token))",
+        after="key = (len(child), int(token))",
+        killed_by="tests/decode/test_host.py"
+        "::test_paths_share_nodes_and_what_does_not_fit_is_left_out",
+    ),
+    Mutation(
+        id="loop-reads-too-small-a-part",
+        slug="foundation",
+        path="jtok/decode/loop.py",
+        before="return going & (jnp.max(cached) <= reach)",
+        after="return going & (jnp.min(cached) <= reach)",
+        killed_by="tests/decode/test_generate.py"
+        "::test_reading_only_a_part_of_the_cache_changes_nothing",
     ),
 )
 

@@ -1,21 +1,13 @@
 """Whole backbones, their caches, and checkpoints in the Hugging Face format."""
 
 from jtok.models.backbone import Backbone, backbone_of
+from jtok.models.cache import Cache, commit, init_cache
 from jtok.models.checkpoint import abstract, config_from, init, load, save
 from jtok.models.families import FAMILIES, Family, family_of
 from jtok.models.foreign import TextCache, logits_target
+from jtok.models.generation_config import GenerationConfig
 from jtok.models.mamba import MambaCache
-from jtok.models.model import (
-    Cache,
-    GenerationConfig,
-    Model,
-    Output,
-    Taps,
-    commit,
-    init_cache,
-    split_layers,
-    stack_layers,
-)
+from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
 from jtok.models.scoring import Scores, encode, score
 from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
 

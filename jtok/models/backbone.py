@@ -66,13 +66,13 @@ def backbone_of(config: Any) -> Backbone:
 @functools.cache
 def _backbones() -> dict[type, Backbone]:
     # Here and not above, as these modules ask for the backbone of their callers.
-    from jtok.models import checkpoint, mamba, model, target
+    from jtok.models import cache, checkpoint, mamba, model, target
 
     return {
         nn.DecoderConfig: Backbone(
             checkpoint.init_decoder,
             model.decoder_forward,
-            model.init_decoder_cache,
+            cache.init_decoder_cache,
             target.decoder_target,
         ),
         nn.MambaConfig: Backbone(

@@ -28,7 +28,8 @@ from jtok.models import mamba, storage, weights
 from jtok.models.backbone import backbone_of
 from jtok.models.families import FAMILIES, family_of
 from jtok.models.fields import Fields, check_types, read_text
-from jtok.models.model import GenerationConfig, Model, parsed, split_layers
+from jtok.models.generation_config import GenerationConfig
+from jtok.models.model import Model, parsed, split_layers
 from jtok.ops.sharding import (
     abstract_tree,
     check_split,

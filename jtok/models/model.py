@@ -15,86 +15,17 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
 from jtok.models.backbone import backbone_of
-from jtok.models.fields import Fields
-from jtok.ops.attention import attention, cached_attention, write_rows
+from jtok.models.cache import Cache, after, laid_out
+from jtok.models.generation_config import GenerationConfig
+from jtok.ops.attention import attention, cached_attention
 from jtok.ops.sharding import constrain
 
-__all__ = [
-    "Cache",
-    "GenerationConfig",
-    "Mixer",
-    "Model",
-    "Output",
-    "Taps",
-    "commit",
-    "init_cache",
-    "split_layers",
-    "stack_layers",
-]
+__all__ = ["Mixer", "Model", "Output", "Taps", "split_layers", "stack_layers"]
 
 _NO_WINDOW = 2**30  # positions, in scanned layers that have no window
 
 PyTree = Any
 Edit = Callable[[int | Array, str, Array], Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationConfig:
-    """What `generation_config.json` (or the model's configuration) says of decoding.
-
-    Attributes:
-      eos_token_ids: every id that ends a text.
-      bos_token_id: id that begins a text, or None.
-      pad_token_id: id that fills, or None.
-      source: the JSON text of `generation_config.json`, None where there is no file.
-    """
-
-    eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
-    source: str | None = None
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "GenerationConfig":
-        """Reads the fields of `generation_config.json`; ids may be one or a list."""
-        fields = fields if isinstance(fields, Fields) else Fields(fields)
-        eos, bos, pad = (
-            ()
-            if value is None
-            else tuple(value)
-            if isinstance(value, list)
-            else (value,)
-            for value in map(
-                fields.get, ("eos_token_id", "bos_token_id", "pad_token_id")
-            )
-        )
-        return cls(eos, next(iter(bos), None), next(iter(pad), None))
-
-    def to_json(self) -> str | None:
-        """The text to save: the file as it was read, or None where there was none."""
-        return self.source
-
-
-@struct.dataclass
-class Cache:
-    """Keys and values of the committed tokens, one pair of buffers a layer.
-
-    Attributes:
-      layers: per layer `(key, value)`, each `[batch, kv_heads, capacity, head_dim]`;
-        slots at `length` and above are masked, and must be finite.
-      length: `[batch]` int32 committed tokens.
-      pending: per layer `(key, value)` of the last call's nodes,
-        `[batch, kv_heads, nodes, head_dim]`, until `commit` keeps some; None before.
-    """
-
-    layers: tuple[tuple[jax.Array, jax.Array], ...]
-    length: jax.Array
-    pending: tuple[tuple[jax.Array, jax.Array], ...] | None = None
-
-    @property
-    def capacity(self) -> int:
-        """Slots a row."""
-        return self.layers[0][0].shape[2]
 
 
 @struct.dataclass
@@ -288,7 +219,7 @@ def decoder_forward(
     where = _Where(positions, allow, gates, reach, mixer)
     x, pending, read = run(layers, config, x, where, bias, cache, taps)
     if cache is not None:
-        pending = _after(x, pending)
+        pending = after(x, pending)
     norm = nn.Norm(config)
     hidden: Any = norm.apply({"params": params["final_norm"]}, x)
     out_cache = None if cache is None else dataclasses.replace(cache, pending=pending)
@@ -444,7 +375,7 @@ def _unrolled(
     pending: list[Any] = []
     collected: dict[str, list[Array]] = {site: [] for site in taps.sites}
     for index, layer in enumerate(layers):
-        old = None if cache is None else jax.tree.map(_laid_out, cache.layers[index])
+        old = None if cache is None else jax.tree.map(laid_out, cache.layers[index])
         length = None if cache is None else cache.length
         window = config.window(index)
         part = None if where.mixer is None else where.mixer.parts
@@ -490,18 +421,6 @@ def _scanned(
     return x, None, read
 
 
-def _after(x: Array, pending: PyTree) -> PyTree:
-    """The same keys and values, which XLA cannot know before it has `x`.
-
-    `commit` writes into the buffers that the layers read. Where nothing orders the
-    two, XLA may write first, into a copy of the whole cache, at every step; it drops
-    an optimization barrier too early to be of use. So a row with a NaN in its output
-    gets NaN to keep.
-    """
-    broken = jnp.isnan(x[:, 0, 0])[:, None, None, None]
-    return jax.tree.map(lambda part: jnp.where(broken, jnp.nan, part), pending)
-
-
 def named_taps(read: dict[str, Any], taps: Taps) -> dict[Any, Array]:
     """What was read, by the names under which it was asked for."""
     named: dict[Any, Array] = {}
@@ -534,97 +453,6 @@ def logits_of(
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)[None, None]
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
-
-
-def init_cache(config: Any, batch: int, capacity: int) -> PyTree:
-    """An empty cache.
-
-    Args:
-      config: the model's.
-      batch: rows.
-      capacity: slots a row; a recurrent model needs none.
-
-    Returns:
-      `Cache` of zeros in the model's dtype, on the current mesh; `MambaCache` for a
-      Mamba model.
-
-    Example:
-      >>> from jtok.testing import tiny_model
-      >>> init_cache(tiny_model().config, 2, 16).capacity
-      16
-    """
-    return backbone_of(config).init_cache(config, batch, capacity)
-
-
-def init_decoder_cache(config: nn.DecoderConfig, batch: int, capacity: int) -> Cache:
-    """`init_cache` of a transformer decoder."""
-    check(batch >= 1, "batch", batch, "at least 1")
-    check(capacity >= 1, "capacity", capacity, "at least 1")
-    shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-
-    def buffer() -> Array:
-        return _laid_out(jnp.zeros(shape, config.dtype))
-
-    layers = tuple((buffer(), buffer()) for _ in range(config.num_layers))
-    return Cache(layers, jnp.zeros(batch, jnp.int32))
-
-
-def _laid_out(part: Array) -> Array:
-    """Keys or values as the mesh holds them, wherever the loop reads or writes them.
-
-    Where some place leaves it open, the compiler may choose another layout there and
-    gather the whole cache at every step.
-    """
-    return constrain(part, "batch", "kv_heads", "seq", "head_dim")
-
-
-def commit(
-    cache: PyTree,
-    path: Int[Array, "batch path"],
-    count: Int[Array, " batch"],
-) -> PyTree:
-    """Keeps chosen nodes of the last call, in path order: their keys and values.
-
-    Of a recurrent model it keeps the state after them; the path is then a chain.
-
-    Args:
-      cache: with nodes pending.
-      path: `[batch, path]` int32 node ids; entries from `count` on are ignored.
-      count: `[batch]` int32 entries to keep; 0 leaves a row as it is. The caller sees
-        to it that `length + path` stays within the capacity.
-
-    Returns:
-      The cache, `length` grown by `count`, nothing pending.
-
-    Raises:
-      ArgumentError: nothing is pending.
-
-    Example:
-      >>> from jtok.testing import tiny_model
-      >>> model = tiny_model()
-      >>> cache = init_cache(model.config, 1, 16)
-      >>> cache = model(jnp.array([[1, 2, 3]]), cache=cache).cache
-      >>> commit(cache, jnp.array([[0, 1, 2]]), jnp.array([3])).length.tolist()
-      [3]
-    """
-    if not isinstance(cache, Cache):
-        return cache.commit(path, count)
-    if cache.pending is None:
-        raise ArgumentError("cache: got one without pending nodes; run a step first.")
-    chosen = jnp.maximum(path, 0)[:, None, :, None]
-
-    def keep(buffer: Array, nodes: Array) -> Array:
-        rows = jnp.take_along_axis(nodes, chosen, axis=2)
-        kept = write_rows(_laid_out(buffer), _laid_out(rows), cache.length)
-        return _laid_out(kept)
-
-    layers = tuple(
-        (keep(key, new_key), keep(value, new_value))
-        for (key, value), (new_key, new_value) in zip(
-            cache.layers, cache.pending, strict=True
-        )
-    )
-    return Cache(layers, cache.length + count)
 
 
 def split_layers(params: PyTree) -> PyTree:

@@ -13,6 +13,7 @@ from jtok import nn
 from jtok.errors import ArgumentError
 from jtok.models import model as core
 from jtok.models.backbone import backbone_of
+from jtok.models.cache import Cache, commit, init_decoder_cache
 from jtok.ops.readouts import Readout, Want, readout_logits
 from jtok.ops.unembed import readout
 
@@ -142,12 +143,12 @@ def decoder_target(
             "one; jtok.predict.sample_masked fills in masks with it."
         )
 
-    def init_cache(params: PyTree, batch: int, capacity: int) -> core.Cache:
+    def init_cache(params: PyTree, batch: int, capacity: int) -> Cache:
         del params
-        return core.init_decoder_cache(config, batch, capacity)
+        return init_decoder_cache(config, batch, capacity)
 
     def step(
-        params: PyTree, cache: core.Cache, nodes: StepInput
+        params: PyTree, cache: Cache, nodes: StepInput
     ) -> tuple[StepOutput, PyTree]:
         out = core.decoder_forward(
             params,
@@ -168,10 +169,10 @@ def decoder_target(
         cap = config.final_softcap
         return readout(hidden, weight, want, bias=bias, softcap=cap)
 
-    def rewind(cache: core.Cache, length: jax.Array) -> core.Cache:
+    def rewind(cache: Cache, length: jax.Array) -> Cache:
         # Slots above the length are masked, and written again.
         return dataclasses.replace(cache, length=jnp.minimum(cache.length, length))
 
     max_len = config.max_positions if config.positions == "learned" else None
     info = Info(config.vocab_size, max_len)
-    return Target(init_cache, step, core.commit, info, read_out, rewind)
+    return Target(init_cache, step, commit, info, read_out, rewind)

@@ -73,3 +73,27 @@ def test_own_draws_say_from_which_law():
 def test_a_tree_deeper_than_the_head_is_refused():
     with pytest.raises(ArgumentError, match="tree: got 'depth 3', expected at most 2"):
         generate(bigram_target(TABLE), [1], drafter=drafter(TREE, steps=2))
+
+
+def test_every_node_continues_its_own_path():
+    """Candidate r after a path is (3 * sum of the path + r) % VOCAB."""
+
+    def step(params, context, state, tokens, index):
+        total = state + tokens
+        best = (3 * total[..., None] + jnp.arange(VOCAB)) % VOCAB
+        rank = jnp.argsort(best, axis=-1)  # rank of every id
+        return -rank.astype(jnp.float32), total
+
+    init = lambda params, context: jnp.zeros((context.shape[0], 1), jnp.int32)
+    read = lambda params, hidden, want: readout_logits(hidden, want)
+    head = DraftHead(init, step, read, 3)
+    tokens = Tokens(jnp.array([[5, 2], [1, 7]]), jnp.array([1, 2]))
+    made = draft_tree(head, None, tokens.count, tokens, TREE, vocab_size=VOCAB)
+    for row, root in enumerate([5, 7]):
+        assert made.tokens[row, 0] == root
+        for node, path in enumerate(TREE.paths, start=1):
+            total, token = root, None
+            for rank in path:
+                token = (3 * total + rank) % VOCAB
+                total += token
+            assert made.tokens[row, node] == token, path

@@ -16,8 +16,7 @@ import pytest
 from jtok import models
 from jtok.decode import load_table, save_table
 from jtok.errors import JtokError
-from jtok.models import checkpoint, storage
-from jtok.models.model import GenerationConfig
+from jtok.models import GenerationConfig, checkpoint, storage
 from jtok.testing import tiny_config, tiny_vocabulary
 from jtok.text import Vocabulary
 from tests.models import fuzz
