@@ -18,7 +18,7 @@ import numpy as np
 
 from jtok import files
 from jtok.errors import CheckpointError, UnsupportedCheckpointError, check
-from jtok.models import FAMILIES, Model, split_layers, storage
+from jtok.models import FAMILIES, split_layers, storage
 from jtok.models.checkpoint import write_together
 from jtok.models.fields import read_object
 from jtok.nn import DecoderConfig
@@ -68,9 +68,9 @@ class Fused(NamedTuple):
 def save_adapters(
     adapters: PyTree,
     folder: str | os.PathLike[str],
-    model: Model | DecoderConfig,
+    model: Any,
     *,
-    scale: float = 1.0,
+    scale: int | float = 1.0,
     base: str = "",
 ) -> None:
     """Saves adapters as PEFT does, replacing a folder of adapters that is there.
@@ -104,9 +104,9 @@ def save_adapters(
 def save_with(
     adapters: PyTree,
     folder: str | os.PathLike[str],
-    model: Model | DecoderConfig,
+    model: Any,
     *,
-    scale: float,
+    scale: int | float,
     base: str,
     more: Callable[[pathlib.Path], None] = lambda staged: None,
 ) -> None:
@@ -131,7 +131,7 @@ def save_with(
 
 def load_adapters(
     name_or_path: str | os.PathLike[str],
-    model: Model | DecoderConfig,
+    model: Any,
     *,
     rank: int | None = None,
     revision: str | None = None,
@@ -260,7 +260,7 @@ def _joined(module: Fused, held: list[Any], sides: list[int]) -> dict[str, np.nd
 def _fields(
     tensors: Mapping[str, Mapping[str, np.ndarray]],
     config: DecoderConfig,
-    scale: float,
+    scale: int | float,
     base: str,
 ) -> dict[str, Any]:
     ranks = {name: pair[_keys(name)[0]].shape[0] for name, pair in tensors.items()}
@@ -290,7 +290,7 @@ def _fields(
 
 
 def _read_fields(file: pathlib.Path, rank: int | None) -> dict[str, Any]:
-    fields = read_object(file)
+    fields = dict(read_object(file))
     for name, usual in _USUAL.items():
         if (found := fields.get(name, usual)) != usual and found:
             raise UnsupportedCheckpointError(
@@ -306,10 +306,10 @@ def _read_fields(file: pathlib.Path, rank: int | None) -> dict[str, Any]:
         )
     if rank is not None and r != rank:
         raise CheckpointError(f"{file}: r={r}, expected rank {rank}.")
-    return dict(fields)
+    return fields
 
 
-def _scale(fields: Mapping[str, Any], alpha: float, rank: int) -> float:
+def _scale(fields: Mapping[str, Any], alpha: int | float, rank: int) -> float:
     return float(alpha / (rank**0.5 if fields.get("use_rslora") else rank))
 
 
@@ -325,7 +325,7 @@ def _adapters(
     found: dict[str, np.ndarray],
     config: DecoderConfig,
     fields: Mapping[str, Any],
-    scale: float,
+    scale: int | float,
     where: str,
 ) -> PyTree:
     prefix, shapes = FAMILIES[config.family].prefix, kernel_shapes(config)

@@ -25,7 +25,7 @@ _IN_MLP = ("gate", "up", "down")
 
 
 def lora_init(
-    model: Model | DecoderConfig,
+    model: Any,
     rank: int,
     key: jax.Array,
     *,
@@ -84,7 +84,9 @@ def lora_init(
     return as_stacked({"layers": made})
 
 
-def attach(params: PyTree, adapters: PyTree, scale: float | jax.Array = 1.0) -> PyTree:
+def attach(
+    params: PyTree, adapters: PyTree, scale: int | float | jax.Array = 1.0
+) -> PyTree:
     """Puts adapters beside the kernels of a model's parameters.
 
     Nothing is copied. Gradients reach `adapters` and `scale`. Which tokens use the
@@ -149,7 +151,9 @@ def detach(params: PyTree) -> PyTree:
     return {**params, "layers": without(params["layers"]), "embed": embed}
 
 
-def merge(params: PyTree, adapters: PyTree, scale: float | jax.Array = 1.0) -> PyTree:
+def merge(
+    params: PyTree, adapters: PyTree, scale: int | float | jax.Array = 1.0
+) -> PyTree:
     """Adds adapters into the kernels: the model for which every gate is open.
 
     Adapters that some tokens use and others do not cannot be merged.
@@ -189,7 +193,9 @@ def merge(params: PyTree, adapters: PyTree, scale: float | jax.Array = 1.0) -> P
     return _on_linears(params, adapters, add)
 
 
-def unmerge(params: PyTree, adapters: PyTree, scale: float | jax.Array = 1.0) -> PyTree:
+def unmerge(
+    params: PyTree, adapters: PyTree, scale: int | float | jax.Array = 1.0
+) -> PyTree:
     """Takes merged adapters out of the kernels again, up to rounding.
 
     Args:
