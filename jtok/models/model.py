@@ -22,6 +22,7 @@ from jtok.ops.sharding import constrain
 __all__ = [
     "Cache",
     "GenerationConfig",
+    "Mixer",
     "Model",
     "Output",
     "Taps",
@@ -130,6 +131,19 @@ class Taps(NamedTuple):
     def sites(self) -> frozenset[str]:
         """Names of the sites that are read."""
         return frozenset(r if isinstance(r, str) else r[0] for r in self.read)
+
+
+class Mixer(NamedTuple):
+    """What mixes values where that is no attention under a mask.
+
+    Attributes:
+      mix: `(query[batch, seq, heads, head_dim], key, value[batch, kv_heads, seq,
+        head_dim], part, window=, scale=, softcap=) -> [batch, seq, heads, head_dim]`.
+      parts: what `mix` gets of each layer, on a leading axis; or None.
+    """
+
+    mix: Callable[..., Array]
+    parts: PyTree = None
 
 
 @struct.dataclass
@@ -250,8 +264,12 @@ def decoder_forward(
     taps: Taps | None = None,
     gates: Any = None,
     logits: Any = "all",
+    mixer: Mixer | None = None,
 ) -> Output:
-    """The forward pass as a function of arrays; `Model.__call__` documents it."""
+    """The forward pass as a function of arrays; `Model.__call__` documents it.
+
+    With a `mixer` there is neither mask nor bias nor cache.
+    """
     inputs = jnp.asarray(inputs)
     taps = taps or Taps()
     check(bias is None or cache is None, "bias", "a bias", "None beside a cache")
@@ -260,13 +278,13 @@ def decoder_forward(
     if positions is None:
         start = 0 if cache is None else cache.length[:, None]
         positions = jnp.broadcast_to(start + jnp.arange(seq)[None], (batch, seq))
-    allow = _allow(mask, batch, seq, config.causal)
+    allow = None if mixer else _allow(mask, batch, seq, config.causal)
     gates = _gates(params, config, inputs, gates)
     x = _embed(params, config, inputs, positions)
     x = constrain(x, "batch", "seq", "embed")
     layers = params["layers"]
     run = _unrolled if isinstance(layers, tuple) else _scanned
-    where = _Where(positions, allow, gates)
+    where = _Where(positions, allow, gates, mixer)
     x, pending, read = run(layers, config, x, where, bias, cache, taps)
     if cache is not None:
         pending = _after(x, pending)
@@ -303,8 +321,9 @@ class _Where(NamedTuple):
     """What every layer knows of the tokens: positions, who sees whom, and gates."""
 
     positions: Array
-    allow: Array
+    allow: Array | None
     gates: Array | None
+    mixer: Mixer | None
 
 
 def _allow(mask: Any, batch: int, seq: int, is_causal: bool) -> Array:
@@ -360,12 +379,18 @@ def _attend(
     layer_cache: tuple[Array, Array] | None,
     length: Any,
     window: int | Array | None,
+    part: PyTree = None,
 ) -> Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]:
-    positions, allow, _ = where
+    positions, allow, mixer = where.positions, where.allow, where.mixer
     options: dict[str, Any] = {
         "scale": config.score_scale,
         "softcap": config.attn_softcap,
     }
+    if mixer is not None:
+        return lambda query, key, value: (
+            mixer.mix(query, key, value, part, window=window, **options),
+            (key, value),
+        )
     if window is not None and layer_cache is None:
         distance = positions[:, :, None] - positions[:, None, :]
         allow = allow & (distance < window)
@@ -420,7 +445,9 @@ def _unrolled(
         old = None if cache is None else jax.tree.map(_laid_out, cache.layers[index])
         length = None if cache is None else cache.length
         window = config.window(index)
-        attend = _attend(config, where, bias, old, length, window)
+        part = None if where.mixer is None else where.mixer.parts
+        part = jax.tree.map(lambda x, index=index: x[index], part)
+        attend = _attend(config, where, bias, old, length, window, part)
         block, local = nn.Block(config, config.sparse(index)), window is not None
         x, pair, read = _run_block(layer, index, block, x, where, attend, taps, local)
         pending.append(pair)
@@ -441,8 +468,8 @@ def _scanned(
     block = nn.Block(config, config.sparse(0))  # stacked layers are of one kind
 
     def body(x: Array, item: Any) -> tuple[Array, dict[str, Array]]:
-        index, layer, window = item
-        attend = _attend(config, where, bias, None, None, window)
+        index, layer, window, part = item
+        attend = _attend(config, where, bias, None, None, window, part)
         local = False if window is None else window < _NO_WINDOW
         x, _, read = _run_block(layer, index, block, x, where, attend, taps, local)
         return x, read
@@ -456,7 +483,8 @@ def _scanned(
     # attention, which grow with the square of the length, are computed again.
     keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     body = jax.checkpoint(body, policy=keep, prevent_cse=False)
-    x, read = jax.lax.scan(body, x, (indices, layers, windows))
+    parts = None if where.mixer is None else where.mixer.parts
+    x, read = jax.lax.scan(body, x, (indices, layers, windows, parts))
     return x, None, read
 
 
