@@ -15,6 +15,7 @@ from jtok.decode.dynamic import Dynamic, dynamic, grow_tree
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.heads import draft_tree
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
+from jtok.decode.mtp import MaskState, mtp
 from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
 from jtok.decode.recycling import (
     RecyclingState,
@@ -59,6 +60,7 @@ __all__ = [
     "Dynamic",
     "Event",
     "Generated",
+    "MaskState",
     "Needs",
     "Processor",
     "Proposal",
@@ -89,6 +91,7 @@ __all__ = [
     "grow_tree",
     "load_table",
     "lower_decode",
+    "mtp",
     "no_drafter",
     "node_laws",
     "prompt_lookup",

@@ -3,6 +3,7 @@
 from jtok.predict.adapter_files import load_adapters, save_adapters
 from jtok.predict.adapters import TARGETS, attach, detach, lora_init, merge, unmerge
 from jtok.predict.heads import DraftHead
+from jtok.predict.mask_files import load_masks, save_masks
 from jtok.predict.mask_tokens import (
     MaskLosses,
     block_latents,
@@ -51,6 +52,7 @@ __all__ = [
     "interleave",
     "latent_consistency",
     "load_adapters",
+    "load_masks",
     "lora_init",
     "mask_head",
     "mask_init",
@@ -62,6 +64,7 @@ __all__ = [
     "sampler_hidden",
     "sampler_init",
     "save_adapters",
+    "save_masks",
     "schedule_weight",
     "unmerge",
     "weigh_offsets",

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jtok.decode import (
@@ -10,6 +12,7 @@ from jtok.decode import (
     Rule,
     draft_model,
     dynamic,
+    mtp,
     no_drafter,
     prompt_lookup,
     recycling_template,
@@ -19,6 +22,7 @@ from jtok.decode import (
     typical,
 )
 from jtok.ops import Tree
+from jtok.predict import mask_head, sampler_init
 from jtok.testing import (
     adversary_drafter,
     bigram_target,
@@ -84,6 +88,16 @@ SMALLER = bigram_target(NEAR, whole_context=True)
 CHAINS_ONLY = bigram_target(NEAR, whole_context=True, trees=False)
 RECURRENT = recurrent_target(NEAR)
 
+# Mask tokens of the same target: its hidden vectors are its logits, as wide as it has
+# ids, and a mask has those of the last id.
+MASKS = {
+    "tokens": jnp.asarray(NEAR),
+    "unembed": jnp.eye(VOCAB),
+    "bias": None,
+    "sampler": sampler_init(VOCAB, jax.random.key(4)),
+}
+NO_SAMPLER = {**MASKS, "sampler": None}
+
 
 DRAFTERS: dict[str, Case] = {
     "none": case(no_drafter()),
@@ -129,6 +143,20 @@ DRAFTERS: dict[str, Case] = {
     ),
     "draft-model-own-tree": case(
         draft_model(SMALLER, tree=MIXED, draw="own"), guarantee="distribution"
+    ),
+    "mtp": case(mtp(mask_head(3), params=MASKS)),
+    "mtp-linear": case(mtp(mask_head(3), params=MASKS, decoding="linear")),
+    "mtp-base-head": case(mtp(mask_head(3), params=NO_SAMPLER, k=2)),
+    "mtp-tree": case(mtp(mask_head(4), params=MASKS, tree=MIXED)),
+    "mtp-linear-tree": case(
+        mtp(mask_head(3), params=MASKS, tree=MIXED, decoding="linear")
+    ),
+    "mtp-shortlist": case(mtp(mask_head(3, shortlist=4), params=MASKS)),
+    "mtp-confidence": case(
+        mtp(mask_head(3), params=MASKS, decoding="linear", confidence=0.1)
+    ),
+    "mtp-own": case(
+        mtp(mask_head(3), params=MASKS, draw="own"), guarantee="distribution"
     ),
     "drawn-with-replacement": case(
         drawn_drafter(NEAR, MIXED), None, rejection(replacement=True), "distribution"
