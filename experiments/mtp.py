@@ -131,7 +131,7 @@ class Config:
     num_blocks: int | None = 24
     learning_rate: float = 3e-3
     seeds: tuple[int, ...] = (0, 1, 2)
-    ablate_seeds: tuple[int, ...] = (0, 1, 2)
+    ablate_seeds: tuple[int, ...] = (0,)
     prompts: int = 12
     prompt_tokens: int = 96
     new_tokens: int = 48

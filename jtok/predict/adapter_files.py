@@ -89,7 +89,7 @@ def save_adapters(
       WriteError: the folder cannot be written; what was there still is.
 
     Example:
-      >>> import tempfile
+      >>> import os, tempfile
       >>> from jtok.predict.adapters import lora_init
       >>> from jtok.testing import tiny_model
       >>> folder = tempfile.mkdtemp() + "/adapter"

@@ -96,7 +96,6 @@ MASKS = {
     "bias": None,
     "sampler": sampler_init(VOCAB, jax.random.key(4)),
 }
-NO_SAMPLER = {**MASKS, "sampler": None}
 
 
 DRAFTERS: dict[str, Case] = {
@@ -146,15 +145,7 @@ DRAFTERS: dict[str, Case] = {
     ),
     "mtp": case(mtp(mask_head(3), params=MASKS)),
     "mtp-linear": case(mtp(mask_head(3), params=MASKS, decoding="linear")),
-    "mtp-base-head": case(mtp(mask_head(3), params=NO_SAMPLER, k=2)),
     "mtp-tree": case(mtp(mask_head(4), params=MASKS, tree=MIXED)),
-    "mtp-linear-tree": case(
-        mtp(mask_head(3), params=MASKS, tree=MIXED, decoding="linear")
-    ),
-    "mtp-shortlist": case(mtp(mask_head(3, shortlist=4), params=MASKS)),
-    "mtp-confidence": case(
-        mtp(mask_head(3), params=MASKS, decoding="linear", confidence=0.1)
-    ),
     "mtp-own": case(
         mtp(mask_head(3), params=MASKS, draw="own"), guarantee="distribution"
     ),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jtok import models
 from jtok.decode import Proposal, Tokens, accept, generate, mtp, rejection
-from jtok.errors import ArgumentError, ArgumentTypeError, VocabMismatchError
+from jtok.errors import ArgumentError, VocabMismatchError
 from jtok.models import StepInput
 from jtok.ops import Tree
 from jtok.ops.sharding import mesh_from
@@ -90,26 +90,18 @@ def test_the_layout_of_quadratic_decoding_is_that_of_the_reference():
         state.replace(ready=jnp.array([True])), tokens, drafter.params
     )
     group, offset = golden["quad_group"], golden["quad_offset"]
-    masks = len(group) - 5
-    k = int(offset.max())
-    assert masks == 3 * k
-    # Ours has K drafts and K masks; theirs two, and k of each group.
-    slots = np.arange(K * (K + 1))
-    kept = (slots // K <= 2) & (slots % K < k)
-    at = np.concatenate([np.arange(3), 5 + slots[kept]])
-    positions = np.concatenate([[2, 3, 4], proposal.extra.positions[0, kept]])
-    allow = np.zeros((len(at), len(at)), bool)
-    allow[:3, :3] = np.tri(3, dtype=bool)
-    allow[3:] = np.asarray(proposal.extra.allow)[0][kept][:, at]
-    order = np.argsort(
-        [0, 1, 2, 3, 4] + [5 + g * k + o for g, o in zip(group[5:], offset[5:])]
-    )
-    assert (offset[:5] == 0).all() and group[:3].tolist() == [-1, -1, -1]
-    want = golden["quad_allow"][np.ix_(order, order)]
-    np.testing.assert_array_equal(golden["quad_pos"][order][2:], positions)
-    np.testing.assert_array_equal(want[2:, 2:], allow)
-    # Committed tokens are seen by all.
-    assert want[2:, :2].all()
+    # Theirs stand interleaved and have two drafts; the third is the root, our node 0.
+    node = np.maximum(group, 0)
+    at = np.where(offset == 0, node, K + 1 + node * K + offset - 1)[2:]
+    positions = jnp.concatenate([2 + jnp.arange(K + 1), proposal.extra.positions[0]])
+    np.testing.assert_array_equal(positions[at], golden["quad_pos"][2:])
+    slots = (K + 1) ** 2
+    allow = np.zeros((slots, slots), bool)
+    allow[: K + 1, : K + 1] = np.tri(K + 1, dtype=bool)
+    allow[K + 1 :] = proposal.extra.allow[0]
+    want = golden["quad_allow"]
+    np.testing.assert_array_equal(allow[np.ix_(at, at)], want[2:, 2:])
+    assert want[2:, :2].all()  # committed tokens are seen by all
 
 
 # ---- losslessness
@@ -137,39 +129,43 @@ PROMPTS = [
 ]
 
 
+MIXED = [0.0, 1.0, 1.0, 0.7, 0.0, 1.3, 1.0, 0.5]
+
+
 @functools.cache
-def plain(temperature, batch):
-    model = tiny()[0]
-    prompts = PROMPTS[:batch]
-    return generate(
-        model, prompts, max_new_tokens=16, temperature=temperature, gaps=True,
-        stop_ids=(),
+def plain(batch, sampled=False):
+    out = generate(
+        tiny()[0], PROMPTS[:batch], max_new_tokens=16, gaps=True, stop_ids=(),
+        temperature=MIXED[:batch] if sampled else 0.0,
     )  # fmt: skip
+    return [row.tolist() for row in out.tokens]
 
 
+FORK = Tree.from_paths([(0,), (1,), (0, 0), (0, 1)])
 CASES = {
     "quadratic": {},
     "linear": {"decoding": "linear"},
     "fewer": {"k": 1},
-    "tree": {"tree": Tree.from_paths([(0,), (1,), (0, 0), (0, 1)])},
+    "tree": {"tree": FORK},
+    "linear-tree": {"tree": FORK, "decoding": "linear"},
+    "base-head": {"k": 2},
     "shortlist": {"shortlist": 8},
     "confident": {"confidence": 0.02},
 }
 
 
 @pytest.mark.parametrize("batch", [1, pytest.param(8, marks=pytest.mark.medium)])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("name", CASES)
-def test_tokens_are_those_of_the_model_without_masks(name, temperature, batch):
+def test_tokens_are_those_of_the_model_without_masks(name, batch):
+    """One row by arg-max; eight that draw, each with its temperature."""
     _, lm, sampler = tiny()
-    drafter = mtp(lm, sampler, **CASES[name])
+    drafter = mtp(lm, None if name == "base-head" else sampler, **CASES[name])
     out = generate(
-        lm, PROMPTS[:batch], max_new_tokens=16, temperature=temperature,
-        drafter=drafter, stop_ids=(),
+        lm, PROMPTS[:batch], max_new_tokens=16, stop_ids=(),
+        temperature=MIXED if batch > 1 else 0.0, drafter=drafter,
     )  # fmt: skip
     assert out.guarantee == "token"
-    for a, b in zip(plain(temperature, batch).tokens, out.tokens, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert [row.tolist() for row in out.tokens] == plain(batch, batch > 1)
 
 
 def test_no_mask_is_plain_decoding_and_masks_are_never_emitted():
@@ -178,7 +174,7 @@ def test_no_mask_is_plain_decoding_and_masks_are_never_emitted():
         lm, [3], max_new_tokens=16, drafter=mtp(lm, sampler, k=0), stop_ids=()
     )
     assert out.stats.tokens_per_call == 1.0
-    np.testing.assert_array_equal(out.tokens, plain(0.0, 1).tokens[0])
+    assert [out.tokens.tolist()] == plain(1)
     assert out.tokens.max() < model.config.vocab_size
 
 
@@ -195,7 +191,7 @@ def test_any_weights_give_the_same_tokens(seed, scale):
     other = lm.replace(params=params)
     drafter = mtp(other, jax.tree.map(random, sampler))
     out = generate(other, PROMPTS[:1], max_new_tokens=16, drafter=drafter, stop_ids=())
-    np.testing.assert_array_equal(out.tokens[0], plain(0.0, 1).tokens[0])
+    assert [out.tokens[0].tolist()] == plain(1)
 
 
 def test_tokens_of_a_call_with_masks_are_those_of_one_without():
@@ -245,8 +241,7 @@ def test_on_a_mesh_tokens_are_the_same():
             spread, PROMPTS[:2], max_new_tokens=16, drafter=mtp(spread, sampler),
             stop_ids=(),
         )  # fmt: skip
-    for a, b in zip(plain(0.0, 2).tokens, out.tokens, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert [row.tolist() for row in out.tokens] == plain(2)
 
 
 # ---- how many calls
@@ -319,7 +314,7 @@ def test_confidence_drops_drafts_and_their_blocks():
 @pytest.mark.parametrize("decoding", ["linear", "quadratic"])
 def test_rejection_keeps_the_law(decoding):
     """Chi-square of two-token continuations, false alarm 1 in 10,000."""
-    rows, vocab = 3000, 6
+    rows, vocab = 2000, 5
     model = tiny_model(vocab_size=vocab, scale=2.0)
     made = mask_init(model, 2, 2, jax.random.key(0))
     noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(7), x.shape)
@@ -345,6 +340,7 @@ def test_rejection_keeps_the_law(decoding):
     rare = expected < 5
     pooled = lambda x: np.append(x[~rare], x[rare].sum())
     counts, expected = pooled(counts), pooled(expected)
+    counts, expected = (x[expected > 0] for x in (counts, expected))
     statistic = float((np.square(counts - expected) / expected).sum())
     freedom = len(counts) - 1
     # Wilson and Hilferty's approximation of the quantile.
@@ -361,7 +357,7 @@ def test_drafts_of_own_draws_say_from_which_law():
         stop_ids=(),
     )  # fmt: skip
     # A row of temperature 0 takes the arg-max.
-    np.testing.assert_array_equal(out.tokens[0], plain(0.0, 1).tokens[0])
+    assert [out.tokens[0].tolist()] == plain(1)
 
 
 # ---- bad input
@@ -377,20 +373,14 @@ def test_bad_input_is_refused_by_name():
         mtp(lm, sampler, tree=Tree.chain(4))
     with pytest.raises(ArgumentError, match=r"k: got 2, expected None beside a tree"):
         mtp(lm, sampler, k=2, tree=Tree.chain(3))
-    with pytest.raises(ArgumentError, match=r"decoding: got 'cubic'"):
-        mtp(lm, sampler, decoding="cubic")
-    with pytest.raises(ArgumentError, match=r"draw: got 'none'"):
-        mtp(lm, sampler, draw="none")
     with pytest.raises(ArgumentError, match=r"confidence: got 2"):
-        mtp(lm, sampler, confidence=2)
+        mtp(lm, sampler, confidence=2.0)
     with pytest.raises(ArgumentError, match=r"confidence: got 0.5, expected None"):
         mtp(lm, sampler, confidence=0.5, draw="own")
     with pytest.raises(ArgumentError, match=r"shortlist: got 0"):
         mtp(lm, sampler, shortlist=0)
     with pytest.raises(ArgumentError, match=r"model: got 'a model without extra rows'"):
         mtp(model, sampler)
-    with pytest.raises(ArgumentTypeError, match=r"model: got dict"):
-        mtp({}, sampler)
     with pytest.raises(ArgumentError, match=r"params: got None"):
         mtp(mask_head(2))
     with pytest.raises(ArgumentError, match=r"params: got 'parameters'"):
