@@ -522,7 +522,7 @@ def _report_model(
         "gated adapters": measure(stacked, trained, packed, True),
         "ordinary adapters": measure(stacked, ordinary, packed, False),
     }
-    names = ("tokens", "base", "sampler", "consistency")
+    names = ("next_token", "base", "sampler", "consistency")
     report.table(
         "Held-out cross-entropy, nats: of the next token, and with masks",
         [
@@ -530,7 +530,7 @@ def _report_model(
             for name, made in runs.items()
         ],
     )
-    base, gated, drifted = (float(made.tokens) for made in runs.values())
+    base, gated, drifted = (float(made.next_token) for made in runs.values())
     count = int((np.asarray(packed.labels[:, : packed.seq]) >= 0).sum())
     report.claim(
         "gate_keeps_the_model", "next-token cross-entropy, gated minus base",

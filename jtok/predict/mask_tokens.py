@@ -229,13 +229,13 @@ class MaskLosses(NamedTuple):
       base: cross-entropy of the model's own readout, over tokens and masks.
       sampler: that of the sampler head.
       consistency: distance of masks' latents from those of tokens at their places.
-      tokens: cross-entropy of the model's own readout over tokens alone.
+      next_token: cross-entropy of the model's own readout over tokens alone.
     """
 
     base: jax.Array
     sampler: jax.Array
     consistency: jax.Array
-    tokens: jax.Array
+    next_token: jax.Array
 
 
 def latent_consistency(
@@ -360,7 +360,7 @@ def mask_losses(
         base=mean(base),
         sampler=mean([nats(corrected(x, span), span) for x, span in used]),
         consistency=latent_consistency(*parts, packed, reduction=reduction),
-        tokens=mean(base[:1]),
+        next_token=mean(base[:1]),
     )
 
 
@@ -396,7 +396,8 @@ def mask_loss(
 
     Returns:
       `loss_fn(trainable, frozen, state, batch, key)` with the metrics `base`,
-      `sampler`, `consistency` and `tokens` (cross-entropy over tokens alone).
+      `sampler`, `consistency`, `next_token` (see `MaskLosses`) and `tokens`, the
+      number of slots with a label.
 
     Raises:
       ArgumentError: a number out of range; while tracing: as `pack_blocks`.
@@ -411,7 +412,7 @@ def mask_loss(
       ...     mask_loss(model, 2, num_blocks=3),
       ...     made, model.params, None, batch, jax.random.key(1))
       >>> sorted(metrics)
-      ['base', 'consistency', 'sampler', 'tokens']
+      ['base', 'consistency', 'next_token', 'sampler', 'tokens']
     """
     config = _decoder(model)
     check(k >= 1, "k", k, "at least 1")
@@ -446,6 +447,10 @@ def mask_loss(
         )  # fmt: skip
         parts = (found.base, found.sampler, found.consistency)
         loss = sum(w * x for w, x in zip(weights, parts, strict=True) if w)
-        return jnp.asarray(loss, jnp.float32), (found._asdict(), state)
+        count = jnp.sum(packed.labels >= 0, dtype=jnp.int32)
+        return jnp.asarray(loss, jnp.float32), (
+            {**found._asdict(), "tokens": count},
+            state,
+        )
 
     return loss_fn
