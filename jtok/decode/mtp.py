@@ -109,7 +109,8 @@ def mtp(
       >>> generate(lm, [1, 2], max_new_tokens=4, drafter=drafter).guarantee
       'token'
     """
-    head, softcap, vocabulary = model, None, None
+    head: Any = model
+    softcap, vocabulary = None, None
     if isinstance(model, Model):
         check(params is None, "params", "parameters", "None: the model has its own")
         softcap = model.config.final_softcap

@@ -218,7 +218,8 @@ def _tensors(
     layers = [flatten(layer) for layer in split_layers(adapters)["layers"]]
     good = len(layers) == config.num_layers
     check(good, "adapters", f"{len(layers)} layers", f"{config.num_layers}")
-    shapes, tensors = kernel_shapes(config), {}
+    shapes = kernel_shapes(config)
+    tensors: dict[str, dict[str, np.ndarray]] = {}
     for index, layer in enumerate(layers):
         for name, adapter in layer.items():
             there = shapes[index].get(name)
@@ -241,7 +242,8 @@ def _joined(module: Fused, held: list[Any], sides: list[int]) -> dict[str, np.nd
     downs = [x["lora_a"] for x in some if x is not None]
     common = all(np.array_equal(downs[0], down) for down in downs[1:])
     rank = downs[0].shape[1] if common else sum(down.shape[1] for down in downs)
-    ups, start = [], 0
+    ups: list[np.ndarray] = []
+    start = 0
     for adapter, side in zip(some, sides):
         up = np.zeros((rank, side), downs[0].dtype)
         if adapter is not None:

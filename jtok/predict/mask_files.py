@@ -106,9 +106,13 @@ def load_masks(
       jtok.errors.ArgumentError: name_or_path: got '/nowhere/at/all', expected an \
 existing folder, or a hub id such as 'org/name'.
     """
-    options = {"revision": revision, "token": token}
-    options["local_files_only"] = local_files_only
-    folder = storage.resolve(name_or_path, patterns=_PATTERNS, **options)
+    folder = storage.resolve(
+        name_or_path,
+        revision=revision,
+        token=token,
+        local_files_only=local_files_only,
+        patterns=_PATTERNS,
+    )
     width = decoder_config(model).width
     with files.folder_lock(folder, shared=True):
         adapters, scale = load_adapters(folder, model)
@@ -126,11 +130,10 @@ existing folder, or a hub id such as 'org/name'.
     if problems:
         text = "; ".join(problems[:12])
         raise CheckpointError(f"{folder}: not of this model of width {width}: {text}.")
-    trained = {"adapters": adapters, "masks": None, "sampler": _sampler_shapes(width)}
-    flat, tree = jax.tree_util.tree_flatten_with_path(trained["sampler"])
+    flat, tree = jax.tree_util.tree_flatten_with_path(_sampler_shapes(width))
     leaves = [jnp.asarray(found[_name(path)], jnp.float32) for path, _ in flat]
-    trained["sampler"] = jax.tree.unflatten(tree, leaves)
-    return {**trained, "masks": jnp.asarray(masks, jnp.float32)}, scale
+    sampler, rows = jax.tree.unflatten(tree, leaves), jnp.asarray(masks, jnp.float32)
+    return {"adapters": adapters, "masks": rows, "sampler": sampler}, scale
 
 
 def _name(path: Any) -> str:

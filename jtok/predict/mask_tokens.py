@@ -329,8 +329,7 @@ def mask_losses(
       >>> jax.eval_shape(mask_losses, tiny_model(), made, packed).base.shape
       ()
     """
-    options = {"scale": scale, "gated": gated}
-    parts = block_latents(model, trained, packed, **options)
+    parts = block_latents(model, trained, packed, scale=scale, gated=gated)
     seq = packed.seq
     weight, bias = unembedding(model.params)
     softcap = model.config.final_softcap
@@ -351,8 +350,9 @@ def mask_losses(
         return sampler_hidden(trained["sampler"], before, hidden)
 
     def mean(sums: list[tuple[Array, Array]]) -> Array:
-        total = sum(count for _, count in sums)
-        return sum(x for x, _ in sums) / jnp.where(total > 0, total, 1.0)
+        whole: Any = sum(x for x, _ in sums)
+        total: Any = sum(count for _, count in sums)
+        return whole / jnp.where(total > 0, total, 1.0)
 
     used = [(x, span) for x, span in zip(parts, spans) if x.shape[1]]
     base = [nats(x, span) for x, span in used]
