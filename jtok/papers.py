@@ -197,6 +197,14 @@ PAPERS: tuple[Paper, ...] = (
             "Your LLM Knows the Future: Uncovering Its Multi-Token Prediction Potential"
         ),
         arxiv="2507.11851",
+        symbols=(
+            "jtok.decode.mtp",
+            "jtok.predict.mask_init",
+            "jtok.predict.mask_loss",
+            "jtok.predict.with_masks",
+        ),
+        experiment="experiments.mtp",
+        status="partial",
         claim=(
             "Mask tokens and a gated LoRA make a model draft for itself: 5.2 tokens a "
             "step on GSM8K."

@@ -855,6 +855,50 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/decode/test_generate.py"
         "::test_reading_only_a_part_of_the_cache_changes_nothing",
     ),
+    Mutation(
+        id="mask-sees-the-next-token",
+        slug="mtp",
+        path="jtok/predict/masks.py",
+        before="allow = (index[:, None] <= end[..., None]) & open_[:, None]",
+        after="allow = (index[:, None] <= end[..., None] + 1) & open_[:, None]",
+        killed_by="tests/predict/test_masks.py::"
+        "test_attention_is_that_of_the_dense_mask",
+    ),
+    Mutation(
+        id="mask-labels-shifted-again",
+        slug="mtp",
+        path="jtok/predict/masks.py",
+        before="jnp.where(there[..., 1:] & exists, ahead[..., 1:], IGNORE)",
+        after="jnp.where(there[..., :-1] & exists, ahead[..., :-1], IGNORE)",
+        killed_by="tests/predict/test_masks.py::"
+        "test_labels_positions_and_the_token_before",
+    ),
+    Mutation(
+        id="consistency-moves-the-anchor",
+        slug="mtp",
+        path="jtok/predict/mask_tokens.py",
+        before="anchors = jax.lax.stop_gradient(anchors).astype(jnp.float32)",
+        after="anchors = anchors.astype(jnp.float32)",
+        killed_by="tests/predict/test_mask_goldens.py::"
+        "test_the_consistency_of_given_latents",
+    ),
+    Mutation(
+        id="linear-block-after-a-miss",
+        slug="mtp",
+        path="jtok/decode/mtp.py",
+        before="ready = (end == state.anchor) if linear else jnp.ones_like(live)",
+        after="ready = jnp.ones_like(live)",
+        killed_by="tests/decode/test_mtp.py::test_decoding_is_that_of_the_reference",
+    ),
+    Mutation(
+        id="adapter-merged-without-scale",
+        slug="mtp",
+        path="jtok/predict/adapters.py",
+        before='adapter["lora_b"].astype(jnp.float32) * scale,',
+        after='adapter["lora_b"].astype(jnp.float32),',
+        killed_by="tests/predict/test_adapters.py::"
+        "test_new_adapters_change_nothing_and_others_what_merging_changes",
+    ),
 )
 
 

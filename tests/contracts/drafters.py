@@ -1,5 +1,8 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
+import jax, jax.numpy as jnp
+from jtok.decode import mtp
+from jtok.predict import mask_head, sampler_init
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,6 +95,14 @@ def seen_before(ids: np.ndarray) -> list[np.ndarray]:
     return [ids[place + 1 :] for place in places]
 
 
+MASKS = {
+    "tokens": jnp.asarray(NEAR),
+    "unembed": jnp.eye(VOCAB),
+    "bias": None,
+    "sampler": sampler_init(VOCAB, jax.random.key(4)),
+}
+
+
 DRAFTERS: dict[str, Case] = {
     "none": case(no_drafter()),
     "prompt-lookup": case(prompt_lookup()),
@@ -148,5 +159,11 @@ DRAFTERS: dict[str, Case] = {
         random_table(4, per_row=True),
         typical(),
         "none",
+    ),
+    "mtp": case(mtp(mask_head(3), params=MASKS)),
+    "mtp-linear": case(mtp(mask_head(3), params=MASKS, decoding="linear")),
+    "mtp-tree": case(mtp(mask_head(4), params=MASKS, tree=MIXED)),
+    "mtp-own": case(
+        mtp(mask_head(3), params=MASKS, draw="own"), guarantee="distribution"
     ),
 }
