@@ -1,11 +1,10 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
-import jax, jax.numpy as jnp
-from jtok.decode import mtp
-from jtok.predict import mask_head, sampler_init
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jtok.decode import (
@@ -14,6 +13,7 @@ from jtok.decode import (
     draft_model,
     dynamic,
     host_drafter,
+    mtp,
     no_drafter,
     prompt_lookup,
     recycling_template,
@@ -23,6 +23,7 @@ from jtok.decode import (
     typical,
 )
 from jtok.ops import Tree
+from jtok.predict import mask_head, sampler_init
 from jtok.testing import (
     adversary_drafter,
     bigram_target,
