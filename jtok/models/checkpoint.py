@@ -499,7 +499,8 @@ def save(
       max_shard_bytes: bytes after which the tensors go on in another file.
 
     Raises:
-      ArgumentError: another `dtype`, or no room for a byte in a shard.
+      ArgumentError: another `dtype`, no room for a byte in a shard, or a model with
+        adapters or extra rows of its embedding, for which the format has no place.
       WriteError: the folder cannot be written; what was there still is.
 
     Example:
@@ -517,20 +518,36 @@ def save(
         config = dataclasses.replace(model.config, dtype=dtype)
         model = dataclasses.replace(model, config=config)
     params = split_layers(model.params)
+    _refuse_adapters(params)
     family = FAMILIES[model.config.family]
     plan = weights.plan_tensors(family.weights, params, model.config)
     named = ((item.name, weights.to_tensor(item, params)) for item in plan)
     if jax.process_count() == 1:
         _write(model, folder, named, dtype, max_shard_bytes)
         return
-    _write_together(
+    write_together(
         named,
         lambda: _write(model, folder, named, dtype, max_shard_bytes),
         os.fspath(folder),
     )
 
 
-def _write_together(
+def _refuse_adapters(params: PyTree) -> None:
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    names = (
+        "/".join(str(getattr(p, "key", getattr(p, "idx", p))) for p in key)
+        for key, _ in flat
+    )
+    more = [name for name in names if name.endswith(("/lora_a", "embed/extra"))]
+    if more:
+        raise ArgumentError(
+            f"model: got parameters with {more[0]!r}, which a checkpoint has no place "
+            "for, expected a plain model: merge adapters (jtok.predict.merge), or save "
+            "them beside it (jtok.predict.save_adapters) and detach them."
+        )
+
+
+def write_together(
     named: Iterator[Any], write: Callable[[], None], folder: str
 ) -> None:
     """All processes gather, the first writes; a failure there is one everywhere."""

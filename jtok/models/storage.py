@@ -33,8 +33,7 @@ __all__ = [
 ]
 
 PATTERNS = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+_INDEX = ".safetensors.index.json"
 _REFUSED_ENDINGS = {
     ".gguf": "GGUF",
     ".bin": "a PyTorch pickle",
@@ -191,7 +190,9 @@ class TensorFiles:
         self._maps = maps
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "TensorFiles":
+    def open(
+        cls, folder: str | os.PathLike[str], *, stem: str = "model"
+    ) -> "TensorFiles":
         """Opens `model.safetensors`, else the shards of `model.safetensors.index.json`.
 
         Every header is checked against its file, and the index against every shard,
@@ -199,6 +200,7 @@ class TensorFiles:
 
         Args:
           folder: the checkpoint.
+          stem: what the names of its files begin with.
 
         Returns:
           The tensors.
@@ -219,21 +221,22 @@ class TensorFiles:
           no weights
         """
         place = pathlib.Path(folder)
+        whole, index = f"{stem}.safetensors", place / f"{stem}{_INDEX}"
         weight_map = None
-        if _is_file(place / _WEIGHTS):
-            shards = [_WEIGHTS]
-        elif _is_file(place / _INDEX):
-            weight_map = _read_weight_map(place / _INDEX)
+        if _is_file(place / whole):
+            shards = [whole]
+        elif _is_file(index):
+            weight_map = _read_weight_map(index)
             shards = sorted(set(weight_map.values()))
         else:
-            _refuse_folder(place)
+            _refuse_folder(place, stem)
         absent = [name for name in shards if not _is_file(place / name)]
         if absent:
             raise MissingFileError(
-                f"{place / _INDEX}: {len(absent)} of its {len(shards)} shards are not "
+                f"{index}: {len(absent)} of its {len(shards)} shards are not "
                 f"in the folder: {_listed(absent)}."
             )
-        opened = _open_shards(place, shards, weight_map)
+        opened = _open_shards(place, shards, weight_map, index.name)
         return cls(place, *opened)
 
     def names(self) -> tuple[str, ...]:
@@ -343,6 +346,7 @@ def write_tensors(
     tensors: Mapping[str, Any] | Iterable[tuple[str, Any]],
     *,
     max_shard_bytes: int | float = 5_000_000_000,
+    stem: str = "model",
 ) -> None:
     """Writes `model.safetensors`, or shards and an index, as `transformers` does.
 
@@ -353,6 +357,7 @@ def write_tensors(
       tensors: name -> array (NumPy or JAX), or pairs; arrays go to the host one at a
         time, and of pairs one shard is held at a time.
       max_shard_bytes: bytes after which a new shard begins, except within a tensor.
+      stem: what the names of the files begin with.
 
     Raises:
       ArgumentError: no tensors, a repeated name, or a type that the format lacks.
@@ -374,9 +379,9 @@ def write_tensors(
         for count, shard in enumerate(_shards(pairs, max_shard_bytes), 1):
             _check_new(shard, weight_map)
             weight_map.update(dict.fromkeys(shard, count))
-            total += _safetensors.write_file(place / _part(count), shard)
+            total += _safetensors.write_file(place / _part(stem, count), shard)
         check(count > 0, "tensors", {}, "at least one")
-        _name_shards(place, weight_map, total, count)
+        _name_shards(place, weight_map, total, count, stem)
     except OSError as error:
         if isinstance(error, WriteError):
             raise
@@ -422,7 +427,10 @@ def _short(value: Any) -> str:
 
 
 def _open_shards(
-    place: pathlib.Path, shards: Sequence[str], weight_map: dict[str, str] | None
+    place: pathlib.Path,
+    shards: Sequence[str],
+    weight_map: dict[str, str] | None,
+    index: str,
 ) -> tuple[dict[str, _safetensors.Entry], dict[pathlib.Path, mmap.mmap]]:
     maps: dict[pathlib.Path, mmap.mmap] = {}
     holders: dict[str, list[_safetensors.Entry]] = {}
@@ -439,7 +447,7 @@ def _open_shards(
             except CheckpointError as error:
                 problems.append(str(error))
         if not problems:  # a damaged shard would repeat itself for each of its tensors
-            problems = _disagreements(place, holders, weight_map)
+            problems = _disagreements(place, holders, weight_map, index)
         if problems:
             raise CheckpointError(_listed(problems, separator="\n"))
     except BaseException:
@@ -453,6 +461,7 @@ def _disagreements(
     place: pathlib.Path,
     holders: Mapping[str, Sequence[_safetensors.Entry]],
     weight_map: Mapping[str, str] | None,
+    index: str,
 ) -> list[str]:
     """What the index and the shards say differently, one line a tensor."""
     problems = []
@@ -461,11 +470,11 @@ def _disagreements(
         if len(where) > 1:
             problems.append(f"{place}: {name!r} is in two shards: {', '.join(where)}.")
         elif weight_map is not None and name not in weight_map:
-            problems.append(f"{place / where[0]}: {name!r} is not in {_INDEX}.")
+            problems.append(f"{place / where[0]}: {name!r} is not in {index}.")
     for name, shard in (weight_map or {}).items():
         if shard not in [entry.file.name for entry in holders.get(name, ())]:
             problems.append(
-                f"{place / shard}: lacks {name!r}, which {_INDEX} puts there."
+                f"{place / shard}: lacks {name!r}, which {index} puts there."
             )
     return problems
 
@@ -478,7 +487,7 @@ def _refuse_file(file: pathlib.Path) -> None:
         )
 
 
-def _refuse_folder(place: pathlib.Path) -> None:
+def _refuse_folder(place: pathlib.Path, stem: str) -> None:
     """No weights under the names that jtok reads: says what is there instead."""
     try:
         present = sorted(place.iterdir())
@@ -493,15 +502,16 @@ def _refuse_folder(place: pathlib.Path) -> None:
     others = [child.name for child in present if child.suffix == ".safetensors"]
     found = f", found {', '.join(others)}" if others else ""
     raise MissingFileError(
-        f"{place}: no weights there; expected {_WEIGHTS} or {_INDEX}{found}."
+        f"{place}: no weights there; expected {stem}.safetensors or "
+        f"{stem}{_INDEX}{found}."
     )
 
 
 # ---- writing
 
 
-def _part(number: int) -> str:
-    return f"model-{number:05d}.part"
+def _part(stem: str, number: int) -> str:
+    return f"{stem}-{number:05d}.part"
 
 
 def _shards(
@@ -531,18 +541,22 @@ def _check_new(shard: Mapping[str, Any], written: Mapping[str, int]) -> None:
 
 
 def _name_shards(
-    place: pathlib.Path, weight_map: Mapping[str, int], total: int, count: int
+    place: pathlib.Path,
+    weight_map: Mapping[str, int],
+    total: int,
+    count: int,
+    stem: str,
 ) -> None:
     if count == 1:
-        os.replace(place / _part(1), place / _WEIGHTS)
+        os.replace(place / _part(stem, 1), place / f"{stem}.safetensors")
         return
-    names = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    names = [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
     for number, name in enumerate(names, 1):
-        os.replace(place / _part(number), place / name)
+        os.replace(place / _part(stem, number), place / name)
     index = {
         "metadata": {"total_size": total},
         "weight_map": {
             name: names[weight_map[name] - 1] for name in sorted(weight_map)
         },
     }
-    (place / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (place / f"{stem}{_INDEX}").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,5 +1,7 @@
 """Several tokens from one position: heads, masks, losses."""
 
+from jtok.predict.adapter_files import load_adapters, save_adapters
+from jtok.predict.adapters import TARGETS, attach, detach, lora_init, merge, unmerge
 from jtok.predict.auxiliary import (
     HEAD_INPUTS,
     AuxiliaryHeads,
@@ -19,7 +21,7 @@ from jtok.predict.auxiliary_loss import (
 )
 from jtok.predict.auxiliary_storage import heads_from_tensors, load_heads, save_heads
 from jtok.predict.auxiliary_training import (
-    MODES,
+    TUNING_MODES,
     Parts,
     Tuned,
     concept_tune,
@@ -42,19 +44,22 @@ from jtok.predict.targets import (
 __all__ = [
     "HEAD_INPUTS",
     "IGNORE",
-    "MODES",
     "SCHEDULES",
+    "TARGETS",
+    "TUNING_MODES",
     "AuxiliaryHeads",
     "DraftHead",
     "HeadsConfig",
     "OffsetLosses",
     "Parts",
     "Tuned",
+    "attach",
     "auxiliary_hidden",
     "auxiliary_loss",
     "combine_losses",
     "concept_tune",
     "count_targets",
+    "detach",
     "distance_weights",
     "encode_pieces",
     "eval_losses",
@@ -62,16 +67,21 @@ __all__ = [
     "head_adapters",
     "heads_from_tensors",
     "init_heads",
+    "load_adapters",
     "load_heads",
+    "lora_init",
+    "merge",
     "offset_losses",
     "out_of_patience",
     "pad_rows",
     "pretrain_heads",
     "real_eval_loss",
     "safe_mean",
+    "save_adapters",
     "save_heads",
     "schedule_weight",
     "span_labels",
     "tuning_parts",
+    "unmerge",
     "weigh_offsets",
 ]

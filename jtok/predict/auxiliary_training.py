@@ -21,7 +21,7 @@ from jtok.predict.auxiliary import AuxiliaryHeads, check_heads
 from jtok.predict.auxiliary_loss import auxiliary_loss, combine_trees
 
 __all__ = [
-    "MODES",
+    "TUNING_MODES",
     "Parts",
     "Tuned",
     "concept_tune",
@@ -33,7 +33,7 @@ __all__ = [
 PyTree = Any
 Mode = Literal["heads", "base", "both", "base_adapters", "adapters"]
 
-MODES = ("heads", "base", "both", "base_adapters", "adapters")
+TUNING_MODES = ("heads", "base", "both", "base_adapters", "adapters")
 
 
 class Parts(NamedTuple):
@@ -154,8 +154,8 @@ def tuning_parts(
       >>> sorted(parts.trainable), jax.tree.leaves(parts.trainable["base"])
       (['base', 'heads'], [])
     """
-    if mode not in MODES:
-        raise ArgumentError(f"mode: got {mode!r}{near(str(mode), MODES)}.")
+    if mode not in TUNING_MODES:
+        raise ArgumentError(f"mode: got {mode!r}{near(str(mode), TUNING_MODES)}.")
     needy = mode in ("heads", "both", "adapters")
     check(heads is not None or not needy, "heads", None, f"heads, for mode={mode!r}")
     if heads is not None:
