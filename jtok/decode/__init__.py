@@ -1,6 +1,7 @@
 """From predictions to emitted tokens, losslessly and in fewer calls."""
 
 from jtok.decode.ahead import lower_decode
+from jtok.decode.auxiliary import HeadsState, auxiliary_heads
 from jtok.decode.calibrate import (
     CostCurve,
     Tuned,
@@ -59,6 +60,7 @@ __all__ = [
     "Dynamic",
     "Event",
     "Generated",
+    "HeadsState",
     "Needs",
     "Processor",
     "Proposal",
@@ -75,6 +77,7 @@ __all__ = [
     "accept",
     "accept_typical",
     "allow_tokens",
+    "auxiliary_heads",
     "check_q",
     "choose_template",
     "cost_curve",

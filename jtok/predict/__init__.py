@@ -22,8 +22,8 @@ from jtok.predict.auxiliary_loss import (
 from jtok.predict.auxiliary_storage import heads_from_tensors, load_heads, save_heads
 from jtok.predict.auxiliary_training import (
     TUNING_MODES,
+    FineTuned,
     Parts,
-    Tuned,
     concept_tune,
     head_adapters,
     pretrain_heads,
@@ -49,10 +49,10 @@ __all__ = [
     "TUNING_MODES",
     "AuxiliaryHeads",
     "DraftHead",
+    "FineTuned",
     "HeadsConfig",
     "OffsetLosses",
     "Parts",
-    "Tuned",
     "attach",
     "auxiliary_hidden",
     "auxiliary_loss",

@@ -22,8 +22,8 @@ from jtok.predict.auxiliary_loss import auxiliary_loss, combine_trees
 
 __all__ = [
     "TUNING_MODES",
+    "FineTuned",
     "Parts",
-    "Tuned",
     "concept_tune",
     "head_adapters",
     "pretrain_heads",
@@ -52,7 +52,7 @@ class Parts(NamedTuple):
     finish: Callable[[PyTree, PyTree], PyTree]
 
 
-class Tuned(NamedTuple):
+class FineTuned(NamedTuple):
     """What fine-tuning gives.
 
     Attributes:
@@ -289,7 +289,7 @@ def concept_tune(
     freeze_unembedding: bool = True,
     accumulate: int = 1,
     **options: Any,
-) -> Tuned:
+) -> FineTuned:
     """Fine-tunes a model with the losses of its heads beside its own.
 
     Args:
@@ -314,7 +314,7 @@ def concept_tune(
       **options: of `jtok.train.fit` (`folder`, `progress`, ...).
 
     Returns:
-      `Tuned`.
+      `FineTuned`.
 
     Raises:
       ArgumentError: a number out of range, an unknown mode or schedule, or heads for
@@ -359,7 +359,7 @@ def concept_tune(
     base = made["base"]
     if isinstance(model.params["layers"], tuple):
         base = split_layers(base)
-    return Tuned(
+    return FineTuned(
         model.replace(params=base),
         None if heads is None else heads.replace(params=made["heads"]),
         result.trainable if adapted else None,

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from jtok import models
 from jtok.decode import (
     Drafter,
     Rule,
+    auxiliary_heads,
     draft_model,
     dynamic,
     no_drafter,
@@ -18,7 +21,9 @@ from jtok.decode import (
     token_recycling,
     typical,
 )
+from jtok.nn import DecoderConfig
 from jtok.ops import Tree
+from jtok.predict import AuxiliaryHeads, HeadsConfig, init_heads
 from jtok.testing import (
     adversary_drafter,
     bigram_target,
@@ -85,6 +90,25 @@ CHAINS_ONLY = bigram_target(NEAR, whole_context=True, trees=False)
 RECURRENT = recurrent_target(NEAR)
 
 
+def table_heads(arch: str) -> AuxiliaryHeads:
+    """Heads that read the table target's logits as if they were hidden states."""
+    base = DecoderConfig(
+        vocab_size=VOCAB, width=VOCAB, num_layers=1, num_heads=2, num_kv_heads=1,
+        head_dim=4, mlp_width=8, max_positions=256,
+    )  # fmt: skip
+    config = HeadsConfig(
+        num_auxiliary=3, arch=arch, head_input="final_norm", head_norm=False,
+        separate_unembedding=True,
+    )  # fmt: skip
+    model = models.init(base, jax.random.key(0))
+    eye = np.broadcast_to(np.eye(VOCAB, dtype=np.float32), (3, VOCAB, VOCAB))
+    made = init_heads(model, config, key=jax.random.key(1))
+    return made.replace(params={**made.params, "unembed": {"kernel": eye}})
+
+
+HEADS, LINEAR_HEADS = table_heads("decoder"), table_heads("linear")
+
+
 DRAFTERS: dict[str, Case] = {
     "none": case(no_drafter()),
     "prompt-lookup": case(prompt_lookup()),
@@ -140,5 +164,12 @@ DRAFTERS: dict[str, Case] = {
         random_table(4, per_row=True),
         typical(),
         "none",
+    ),
+    "heads": case(auxiliary_heads(HEADS)),
+    "heads-tree": case(auxiliary_heads(HEADS, tree=MIXED)),
+    "heads-linear": case(auxiliary_heads(LINEAR_HEADS, tree=MIXED)),
+    "heads-dynamic": case(auxiliary_heads(HEADS, tree=dynamic(3, 2, 9))),
+    "heads-own-tree": case(
+        auxiliary_heads(HEADS, tree=MIXED, draw="own"), guarantee="distribution"
     ),
 }
