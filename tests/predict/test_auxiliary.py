@@ -120,17 +120,19 @@ def test_a_token_changes_nothing_before_it(name):
 
 
 @pytest.mark.medium
-@given(st.integers(1, 4), st.sampled_from(["default", "official", "own"]))
+@pytest.mark.parametrize("padding, name", [(1, "default"), (4, "official")])
 def test_what_pads_changes_no_loss(padding, name):
     heads = heads_of(name)
+    run = jax.jit(functools.partial(offset_losses, MODEL, heads))
     fill = np.random.default_rng(padding).integers(0, 96, (2, padding))
     ids = jnp.concatenate([IDS, jnp.asarray(fill, jnp.int32)], axis=1)
     labels = jnp.pad(LABELS, ((0, 0), (0, padding)), constant_values=IGNORE)
     mask = jnp.asarray(np.arange(9 + padding) < 9)[None].repeat(2, 0)
-    got = offset_losses(MODEL, heads, ids, labels, mask=mask)
-    wanted = offset_losses(MODEL, heads, IDS, LABELS)
-    np.testing.assert_array_equal(got.counts, wanted.counts)
-    assert_close(got.sums, wanted.sums, rtol=1e-5)
+    wanted = run(IDS, LABELS)
+    for content in (ids, ids.at[:, 9:].set(3)):
+        got = run(content, labels, mask=mask)
+        np.testing.assert_array_equal(got.counts, wanted.counts)
+        assert_close(got.sums, wanted.sums, rtol=1e-5)
 
 
 def test_official_heads_count_from_the_rows_start_and_see_padding():
@@ -167,7 +169,7 @@ def loop_losses(model, heads, ids, labels):
 @pytest.mark.parametrize("name", KINDS)
 def test_losses_are_those_of_a_loop(name):
     heads = heads_of(name)
-    found = offset_losses(MODEL, heads, IDS, LABELS)
+    found = jax.jit(functools.partial(offset_losses, MODEL, heads))(IDS, LABELS)
     sums, counts = loop_losses(MODEL, heads, IDS, LABELS)
     np.testing.assert_array_equal(found.counts, counts)
     assert_close(found.sums, sums.astype(np.float32), rtol=2e-5)
@@ -178,21 +180,17 @@ def test_documents_of_a_row_are_apart():
     heads = heads_of("default")
     segments = jnp.asarray([[0] * 4 + [1] * 5] * 2)
     positions = jnp.asarray([[*range(4), *range(5)]] * 2)
-    packed = offset_losses(
-        MODEL, heads, IDS, LABELS, segments=segments, positions=positions
-    )
-    parts = [
-        offset_losses(MODEL, heads, IDS[:, some], LABELS[:, some])
-        for some in (slice(0, 4), slice(4, 9))
-    ]
+    run = jax.jit(functools.partial(offset_losses, MODEL, heads))
+    packed = run(IDS, LABELS, segments=segments, positions=positions)
+    parts = [run(IDS[:, some], LABELS[:, some]) for some in (np.s_[:4], np.s_[4:])]
     np.testing.assert_array_equal(packed.counts, sum(p.counts for p in parts))
     assert_close(packed.sums, sum(p.sums for p in parts), rtol=2e-5)
 
 
 def test_without_a_target_the_loss_is_zero_and_gradients_are_finite():
-    heads = heads_of("default")
+    heads = heads_of("linear")
     none = jnp.full_like(IDS, IGNORE)
-    short = IDS[:, :3]  # too short for the last head
+    few = IDS.at[:, 3:].set(IGNORE)  # none that the last head could see
 
     def loss(params, ids, labels):
         found = offset_losses(MODEL.replace(params=params), heads, ids, labels)
@@ -202,9 +200,11 @@ def test_without_a_target_the_loss_is_zero_and_gradients_are_finite():
     (value, counts), grads = grad(MODEL.params, IDS, none)
     assert value == 0.0 and counts.tolist() == [0, 0, 0, 0]
     assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(grads))
-    (value, counts), grads = grad(MODEL.params, short, short)
+    (value, counts), grads = grad(MODEL.params, IDS, few)
     assert counts.tolist() == [4, 2, 0, 0] and np.isfinite(value)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    # A row that is shorter than the distance of a head.
+    assert loss(MODEL.params, IDS[:, :2], IDS[:, :2])[1].tolist() == [2, 0, 0, 0]
 
 
 def test_bfloat16_agrees():
@@ -213,20 +213,20 @@ def test_bfloat16_agrees():
     model = dataclasses.replace(MODEL, params=narrow(MODEL.params), config=config)
     heads = heads_of("default")
     small = dataclasses.replace(heads, params=narrow(heads.params), base=config)
-    got = offset_losses(model, small, IDS, LABELS)
-    wanted = offset_losses(MODEL, heads, IDS, LABELS)
+    got = jax.jit(offset_losses)(model, small, IDS, LABELS)
+    wanted = jax.jit(offset_losses)(MODEL, heads, IDS, LABELS)
     assert got.sums.dtype == jnp.float32
     assert_close(got.means, wanted.means, rtol=0.05)  # random, peaky weights
 
 
 def test_no_logits_of_all_heads_in_memory():
     """Of the backward pass, too: one head's chunk of logits at a time."""
-    config = dataclasses.replace(MODEL.config, vocab_size=8192)
+    config = dataclasses.replace(MODEL.config, vocab_size=65536)
     model = models.abstract(config)
     heads = jax.eval_shape(
         lambda p: init_heads(model.replace(params=p), KINDS["default"]), model.params
     )
-    ids = jax.ShapeDtypeStruct((4, 256), jnp.int32)
+    ids = jax.ShapeDtypeStruct((4, 128), jnp.int32)
 
     def loss(params, own, ids):
         found = offset_losses(
@@ -237,7 +237,7 @@ def test_no_logits_of_all_heads_in_memory():
     grad = jax.jit(jax.grad(loss, argnums=(0, 1)))
     compiled = grad.lower(model.params, heads.params, ids).compile()
     held = compiled.memory_analysis().temp_size_in_bytes
-    assert held < 4 * 256 * 8192 * 4  # the logits of one head
+    assert held < 4 * 128 * 65536 * 4 / 2  # half the logits of one head
 
 
 @pytest.mark.medium
@@ -348,7 +348,6 @@ def test_heads_alone_leave_the_model_and_its_unembedding():
 
 
 def test_frozen_heads_pass_gradients_on():
-    heads = heads_of("default")
     parts, grads = gradient("base")
     assert all(name.startswith("base/") for name in names(parts.trainable))
     assert "base/unembed/kernel" not in names(parts.trainable)
@@ -357,7 +356,6 @@ def test_frozen_heads_pass_gradients_on():
     assert np.abs(first(grads["base"]) - first(plain)).max() > 1e-3
     _, every = gradient("base", freeze_unembedding=False)
     assert np.abs(every["base"]["unembed"]["kernel"]).max() > 0
-    del heads
 
 
 @pytest.mark.parametrize("mode", ["base_adapters", "adapters"])
@@ -375,7 +373,7 @@ def test_adapters_alone_train(mode):
 @pytest.mark.medium
 def test_micro_batches_weigh_by_their_tokens():
     """With `targets` the gradient of parts is that of the whole, however uneven."""
-    heads = heads_of("default")
+    heads = heads_of("linear")
     labels = LABELS.at[0].set(IGNORE).at[0, 5:].set(IDS[0, 5:])
     batch = {"tokens": np.asarray(IDS), "labels": np.asarray(labels)}
     parts = tuning_parts(MODEL, heads, "both")
@@ -389,7 +387,8 @@ def test_micro_batches_weigh_by_their_tokens():
         if exact:
             given["targets"] = count_targets(labels, 4, accumulate=accumulate)
         out = train.fit(
-            loss_fn, parts.trainable, frozen=parts.frozen, data=lambda step: given,
+            loss_fn, parts.trainable, frozen=parts.frozen,
+            data=functools.partial(lambda given, step: given, given),
             optimizer=train.adamw(1e-3), state={"seen": jnp.int32(0)}, steps=1,
             key=jax.random.key(0), accumulate=accumulate, progress=False,
         )  # fmt: skip
@@ -416,7 +415,7 @@ def test_the_two_stages(mode):
     options = {"key": jax.random.key(1), "progress": False, "steps": 12}
     heads, fit = pretrain_heads(
         MODEL, init_heads(MODEL, HeadsConfig(num_auxiliary=2)), data,
-        learning_rate=3e-3, **options,
+        learning_rate=1e-2, **options,
     )  # fmt: skip
     assert fit.metrics["loss_2"][-1] < 0.7 * fit.metrics["loss_2"][0]
     tuned = concept_tune(
@@ -477,7 +476,9 @@ def test_an_answer_that_the_question_quotes_is_labelled_once():
     vocabulary = tiny_vocabulary()
     pieces = [("is it the cat? ", False), ("the cat", True), (" so", False)]
     ids, spans = encode_pieces(vocabulary, pieces)
-    batch = pad_rows([(ids, spans), (ids[:2], [])], length=len(ids) + 2, pad_id=ids[0])
+    batch = pad_rows(
+        [(ids, spans), (ids[:2], [])], length=len(ids) + 2, pad_id=int(ids[0])
+    )
     labels = batch["labels"]
     answer = vocabulary.encode("the cat", specials=False)
     assert labels[0][labels[0] >= 0].tolist() == np.asarray(answer).tolist()
@@ -514,13 +515,15 @@ def test_bad_choices_are_refused():
 
 def test_bad_arguments_of_losses_are_refused():
     heads = heads_of("default")
+    # Without the suite's own checks of shapes and names.
+    bare = getattr(offset_losses, "__wrapped__", offset_losses)
     with pytest.raises(ArgumentError, match=r"labels: got 'shape \(2, 8\)'"):
-        offset_losses(MODEL, heads, IDS, LABELS[:, :8])
+        bare(MODEL, heads, IDS, LABELS[:, :8])
     wide = dataclasses.replace(MODEL.config, width=64)
     with pytest.raises(ArgumentError, match="heads: got 'heads for width=64'"):
         offset_losses(MODEL, heads.replace(base=wide), IDS, LABELS)
     with pytest.raises(ArgumentError, match="head_input: got 'middle'"):
-        auxiliary_hidden(MODEL, heads, IDS, head_input="middle")
+        bare(MODEL, heads, IDS, LABELS, head_input="middle")
     for options, message in (
         ({"schedule": "cosine"}, "schedule: got 'cosine'"),
         ({"steps": 0}, "steps: got 0"),
@@ -544,15 +547,14 @@ def test_bad_arguments_of_losses_are_refused():
 
 def test_bad_arguments_of_jobs_are_refused():
     heads = heads_of("default")
+    bare = getattr(tuning_parts, "__wrapped__", tuning_parts)
     for mode, message in (
         ("lora", "mode: got 'lora'"),
         ("base_adapters", "key: got None"),
     ):
         with pytest.raises(ArgumentError, match=message):
-            tuning_parts(MODEL, heads, mode)
-    with pytest.raises(
-        ArgumentError, match="heads: got None, expected heads, for mode"
-    ):
+            bare(MODEL, heads, mode)
+    with pytest.raises(ArgumentError, match="heads: got None, expected heads"):
         tuning_parts(MODEL, None, "both")
     given_ = {"data": lambda step: BATCH, "steps": 1, "key": jax.random.key(0)}
     with pytest.raises(ArgumentError, match="dropout: got 1.0"):
