@@ -142,7 +142,7 @@ def tuning_parts(
       `Parts`.
 
     Raises:
-      ArgumentError: an unknown mode, heads that a mode needs, a missing key, or heads
+      ArgumentError: an unknown mode, no heads to train alone, a missing key, or heads
         for another model.
 
     Source: Chen et al. 2025, arXiv 2506.07833, section 4 (LoRA and full fine-tuning).
@@ -156,8 +156,8 @@ def tuning_parts(
     """
     if mode not in TUNING_MODES:
         raise ArgumentError(f"mode: got {mode!r}{near(str(mode), TUNING_MODES)}.")
-    needy = mode in ("heads", "both", "adapters")
-    check(heads is not None or not needy, "heads", None, f"heads, for mode={mode!r}")
+    good = heads is not None or mode != "heads"
+    check(good, "heads", None, "heads, for mode='heads'")
     if heads is not None:
         check_heads(heads, model)
     base = _one_tree(model.params)

