@@ -250,11 +250,11 @@ def _cached_attend(
     base: nn.DecoderConfig, pair: Any, length: Array, allow: Array, positions: Array,
     window: int | None,
 ) -> Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]:  # fmt: skip
-    old = tuple(_laid_out(part) for part in pair)
+    keys, values = (_laid_out(part) for part in pair)
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
         mixed = cached_attention(
-            query, key, value, *old, length, allow, scale=base.score_scale,
+            query, key, value, keys, values, length, allow, scale=base.score_scale,
             positions=positions, window=window, softcap=base.attn_softcap,
         )  # fmt: skip
         return mixed, (key, value)
@@ -289,7 +289,7 @@ def _static(kind: _Kind, params: PyTree, state: HeadsState, tokens: Tokens) -> P
     batch, start = tokens.count.shape[0], tokens.count - 1
     drafts = jnp.broadcast_to(tokens.root[:, None], (batch, tree.num_nodes))
     real = jnp.ones((batch, tree.num_nodes), bool)
-    laws = []
+    laws: list[Any] = []
     for level in range(tree.max_depth):
         below = np.flatnonzero(depths == level + 1)
         rank = layout.rank[below]

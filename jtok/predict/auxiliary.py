@@ -269,8 +269,9 @@ def _linear_blocks(
     biases = jnp.zeros((config.depth, count, width), dtype)
     if config.compat == "official":
         check(key is not None, "key", key, "a key: official biases start random")
+        given: Any = key
         limit = width**-0.5
-        biases = jax.random.uniform(key, biases.shape, dtype, -limit, limit)
+        biases = jax.random.uniform(given, biases.shape, dtype, -limit, limit)
     return tuple({"linear": {"kernel": kernel, "bias": bias}} for bias in biases)
 
 
@@ -318,10 +319,11 @@ def run_head(
     if heads.config.arch == "linear":
         for block in head["layers"]:
             layer = nn.Linear(base.width, True, base.dtype)
-            x = x + jax.nn.silu(layer.apply({"params": block["linear"]}, x))
+            change: Any = layer.apply({"params": block["linear"]}, x)
+            x = x + jax.nn.silu(change)
         return x, ()
-    pairs = []
-    block = nn.Block(base, base.sparse(heads.layer))
+    pairs: list[Any] = []
+    block: Any = nn.Block(base, base.sparse(heads.layer))
     local = base.window(heads.layer) is not None
     for layer, attend in zip(head["layers"], attends, strict=True):
         x, pair = block.apply(
@@ -442,7 +444,7 @@ def auxiliary_hidden(
     attends = (attend,) * heads.config.depth
 
     def one(_: None, head: PyTree) -> tuple[None, Array]:
-        made, _ = run_head(head, heads, x, positions, attends)
+        made = run_head(head, heads, x, positions, attends)[0]
         return None, head_norm(heads, model.params["final_norm"], made)
 
     return jax.lax.scan(one, None, heads.params)[1]

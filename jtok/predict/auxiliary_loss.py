@@ -5,6 +5,7 @@ without a target counts 0 and not NaN, the losses come from a chunked cross-entr
 head after the other, and sums over tokens may replace means over micro-batches.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -164,7 +165,7 @@ def _head_sums(
 
     def one(_: None, item: tuple[PyTree, Array, Array]) -> tuple[None, Array]:
         head, wanted, counts = item
-        made, _ = run_head(head, heads, x, positions, attends)
+        made = run_head(head, heads, x, positions, attends)[0]
         weight, bias = head_unembedding(head, shared)
         nats = cross_entropy(
             head_norm(heads, norm, made), weight, wanted, mask=counts, bias=bias,
@@ -311,11 +312,11 @@ def auxiliary_loss(
     check(accumulate >= 1, "accumulate", accumulate, "at least 1")
     alone = heads is None or heads.config.num_auxiliary == 0
     check(base or not alone, "base", base, "True where there are no heads")
-    shell = model.replace(params=None)
+    shell = dataclasses.replace(model, params=None)
     head_shell = None
     if heads is not None and not alone and (weight > 0 or not base):
         head_input = resolved_input(heads, head_input)  # type: ignore[assignment]
-        head_shell = heads.replace(params=None)
+        head_shell = dataclasses.replace(heads, params=None)
     joined = combine or combine_trees
 
     def loss_fn(
@@ -325,10 +326,10 @@ def auxiliary_loss(
         params = joined(trainable, frozen)
         given = None
         if head_shell is not None:
-            given = head_shell.replace(params=params["heads"])
+            given = dataclasses.replace(head_shell, params=params["heads"])
         ids, labels, options = _read_batch(batch)
         found = offset_losses(
-            shell.replace(params=params["base"]), given, ids, labels,
+            dataclasses.replace(shell, params=params["base"]), given, ids, labels,
             head_input=head_input, chunk=chunk, **options,
         )  # fmt: skip
         means = found.means

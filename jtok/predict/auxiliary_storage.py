@@ -193,7 +193,7 @@ def _assembled(
     made = [_read_head(plan, one, lambda name: view(names[name])) for plan in plans]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
     params = onto_mesh(params, param_axes(params), units=axis_units(model.config))
-    return heads.replace(params=params)
+    return dataclasses.replace(heads, params=params)
 
 
 def _read_head(plan: tuple[Any, ...], shapes: PyTree, view: Any) -> PyTree:

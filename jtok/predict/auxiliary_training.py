@@ -5,6 +5,7 @@ Source: Chen et al. 2025, arXiv 2506.07833, section 3, and its code. Differs: se
 at once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -266,7 +267,7 @@ def pretrain_heads(
         state=_start(), optimizer=_optimizer(learning_rate, steps, warmup, 300),
         accumulate=accumulate, **options,
     )  # fmt: skip
-    return heads.replace(params=result.trainable["heads"]), result
+    return dataclasses.replace(heads, params=result.trainable["heads"]), result
 
 
 def concept_tune(
@@ -360,8 +361,8 @@ def concept_tune(
     if isinstance(model.params["layers"], tuple):
         base = split_layers(base)
     return FineTuned(
-        model.replace(params=base),
-        None if heads is None else heads.replace(params=made["heads"]),
+        dataclasses.replace(model, params=base),
+        None if heads is None else dataclasses.replace(heads, params=made["heads"]),
         result.trainable if adapted else None,
         result,
     )
