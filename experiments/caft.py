@@ -284,10 +284,10 @@ def _task(config: Config, seed: int) -> dict[str, Any]:
             seen = number < 2 or index < config.third
             answer = (len(ask), len(ask) + config.word)
             rows["train" if seen else "unseen"].append((ids.astype(np.int32), [answer]))
-    return {name: predict.pad_rows(some, length=32) for name, some in rows.items()}
+    return {name: predict.pad_rows(some, length=24) for name, some in rows.items()}
 
 
-def _epochs(data: Any, config: Config, seed: int, rows: int = 40) -> Any:
+def _epochs(data: Any, config: Config, seed: int, rows: int = 32) -> Any:
     """`[evaluations, steps, rows, length]` batches in random order."""
     rng = np.random.default_rng((11, seed))
     count, size = config.tune_steps * rows, len(data["tokens"])
