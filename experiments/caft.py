@@ -191,6 +191,8 @@ def _pretrain(config: Config, corpus: Any, folder: Path) -> None:
         mlp_width=config.width * 8 // 3, max_positions=1024,
     )  # fmt: skip
     model = jtok.models.init(base, jax.random.key(0))
+    # Scanned layers compile faster.
+    model = model.replace(params=jtok.models.stack_layers(model.params))
     ids = _characters(corpus.train_code)
     shape = {"rows": 16, "length": 129}
     rate = train.schedule(
