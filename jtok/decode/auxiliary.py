@@ -114,7 +114,7 @@ def auxiliary_heads(
         unembedding or a norm that is missing, or "own" draws for a dynamic tree.
       VocabMismatchError: when it is used, another vocabulary than the target's.
 
-    Source: Chen et al. 2025, arXiv 2506.07833, section 6. Differs: see the module.
+    Source: Chen et al. 2025, arXiv 2506.07833. Differs: see the module.
 
     Example:
       >>> from jtok.decode import generate

@@ -4,7 +4,7 @@ A model with n - 1 heads predicts n tokens from every position: itself the next 
 head i (from 1) the one i + 1 ahead. Heads are there for training, or to draft; the
 model does not need them.
 
-Source: Chen et al. 2025, arXiv 2506.07833, section 3, and its code; Gloeckle et al.
+Source: Chen et al. 2025, arXiv 2506.07833, and its code; Gloeckle et al.
 2024, arXiv 2404.19737 (heads in parallel to the last layer). Differs: heads read what
 the last layer reads, start as its copy and go through the final norm, so that at first
 each says what the model says; `HeadsConfig.official` gives the code's choices.
@@ -163,7 +163,7 @@ def init_heads(
       ArgumentError: the model has no such layer, or a `key` is missing.
       ArgumentTypeError: the model is no transformer decoder.
 
-    Source: Chen et al. 2025, arXiv 2506.07833, section 3. Differs: see the module.
+    Source: Chen et al. 2025, arXiv 2506.07833. Differs: see the module.
 
     Example:
       >>> from jtok.testing import tiny_model
@@ -429,7 +429,7 @@ def auxiliary_hidden(
     Raises:
       ArgumentError: heads for another model, or an unknown `head_input`.
 
-    Source: Chen et al. 2025, arXiv 2506.07833, section 3.
+    Source: Chen et al. 2025, arXiv 2506.07833.
 
     Example:
       >>> from jtok.testing import tiny_model

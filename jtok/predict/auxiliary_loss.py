@@ -1,6 +1,6 @@
 """What auxiliary heads are trained on, and what they are judged by.
 
-Source: Chen et al. 2025, arXiv 2506.07833, section 3, and its code. Differs: a head
+Source: Chen et al. 2025, arXiv 2506.07833, and its code. Differs: a head
 without a target counts 0 and not NaN, the losses come from a chunked cross-entropy one
 head after the other, and sums over tokens may replace means over micro-batches.
 """
@@ -108,7 +108,7 @@ def offset_losses(
       ArgumentError: labels of another shape, heads for another model, an unknown
         `head_input`.
 
-    Source: Chen et al. 2025, arXiv 2506.07833, section 3. Differs: see the module.
+    Source: Chen et al. 2025, arXiv 2506.07833. Differs: see the module.
 
     Example:
       >>> from jtok.predict import init_heads
@@ -199,7 +199,7 @@ def combine_losses(
     Raises:
       ArgumentError: a negative decay.
 
-    Source: Chen et al. 2025, arXiv 2506.07833, section 3.
+    Source: Chen et al. 2025, arXiv 2506.07833.
 
     Example:
       >>> float(combine_losses(jnp.array([2.0, 1.0]), decay=0.5, weight=1.0))
@@ -289,7 +289,7 @@ def auxiliary_loss(
       ArgumentError: an unknown schedule or input, or a number out of range.
       ArgumentTypeError: while tracing: a batch without `tokens`.
 
-    Source: Chen et al. 2025, arXiv 2506.07833, section 3, and its code's schedules.
+    Source: Chen et al. 2025, arXiv 2506.07833, and its code's schedules.
     Differs: see the module.
 
     Example:

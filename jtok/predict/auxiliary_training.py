@@ -1,6 +1,6 @@
 """Training with auxiliary heads: the heads alone, then the model with them.
 
-Source: Chen et al. 2025, arXiv 2506.07833, section 3, and its code. Differs: see
+Source: Chen et al. 2025, arXiv 2506.07833, and its code. Differs: see
 `jtok.predict.auxiliary`; dropout in adapters leaves out inputs of all tokens of a batch
 at once.
 """
@@ -146,7 +146,7 @@ def tuning_parts(
       ArgumentError: an unknown mode, no heads to train alone, a missing key, or heads
         for another model.
 
-    Source: Chen et al. 2025, arXiv 2506.07833, section 4 (LoRA and full fine-tuning).
+    Source: Chen et al. 2025, arXiv 2506.07833.
 
     Example:
       >>> from jtok.predict import init_heads
@@ -245,7 +245,7 @@ def pretrain_heads(
     Raises:
       ArgumentError: a number out of range, or heads for another model.
 
-    Source: Chen et al. 2025, arXiv 2506.07833, section 3; rates as in its code.
+    Source: Chen et al. 2025, arXiv 2506.07833; rates as in its code.
     Differs: AdamW in full precision.
 
     Example:
@@ -321,7 +321,7 @@ def concept_tune(
       ArgumentError: a number out of range, an unknown mode or schedule, or heads for
         another model.
 
-    Source: Chen et al. 2025, arXiv 2506.07833, section 3; rates as in its code.
+    Source: Chen et al. 2025, arXiv 2506.07833; rates as in its code.
     Differs: see the module.
 
     Example:
