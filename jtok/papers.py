@@ -52,6 +52,14 @@ PAPERS: tuple[Paper, ...] = (
         slug="caft",
         title="Improving large language models with concept-aware fine-tuning",
         arxiv="2506.07833",
+        symbols=(
+            "jtok.predict.init_heads",
+            "jtok.predict.pretrain_heads",
+            "jtok.predict.concept_tune",
+            "jtok.decode.auxiliary_heads",
+        ),
+        experiment="experiments.caft",
+        status="partial",
         claim=(
             "Auxiliary heads during fine-tuning, dropped afterwards, improve code, "
             "maths and molecules."

@@ -899,6 +899,51 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/predict/test_adapters.py::"
         "test_new_adapters_change_nothing_and_others_what_merging_changes",
     ),
+    Mutation(
+        id="heads-targets-too-near",
+        slug="caft",
+        path="jtok/predict/auxiliary_loss.py",
+        before="own = lambda y: jnp.moveaxis(y[..., 1:], -1, 0)",
+        after="own = lambda y: jnp.moveaxis(y[..., :-1], -1, 0)",
+        killed_by="tests/predict/test_auxiliary.py"
+        "::test_losses_are_those_of_a_loop[default]",
+    ),
+    Mutation(
+        id="heads-decay-from-one",
+        slug="caft",
+        path="jtok/predict/auxiliary_loss.py",
+        before="return first + weight * jnp.sum(weights[1:] * losses[1:])",
+        after="return first + weight * jnp.sum(weights[:-1] * losses[1:])",
+        killed_by="tests/predict/test_auxiliary_goldens.py"
+        "::test_losses_counts_and_schedules[linear]",
+    ),
+    Mutation(
+        id="heads-see-what-comes",
+        slug="caft",
+        path="jtok/predict/auxiliary.py",
+        before="jnp.broadcast_to(jnp.tril(jnp.ones((seq, seq), bool))",
+        after="jnp.broadcast_to(jnp.tril(jnp.ones((seq, seq), bool), 1)",
+        killed_by="tests/predict/test_auxiliary.py"
+        "::test_a_token_changes_nothing_before_it[default]",
+    ),
+    Mutation(
+        id="heads-draft-before-reading",
+        slug="caft",
+        path="jtok/decode/auxiliary.py",
+        before="valid = made.valid & ((state.length > 0)[:, None] | is_root[None])",
+        after="valid = made.valid",
+        killed_by="tests/decode/test_auxiliary.py"
+        "::test_candidates_depend_on_their_depth_alone",
+    ),
+    Mutation(
+        id="heads-cache-from-the-start",
+        slug="caft",
+        path="jtok/decode/auxiliary.py",
+        before="state.length + count, jnp.where(moved",
+        after="state.length + width, jnp.where(moved",
+        killed_by="tests/decode/test_auxiliary.py"
+        "::test_what_heads_say_is_what_they_say_of_the_whole_text[default-llama]",
+    ),
 )
 
 

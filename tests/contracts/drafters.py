@@ -1,5 +1,9 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
+from jtok import models
+from jtok.decode import auxiliary_heads
+from jtok.nn import DecoderConfig
+from jtok.predict import AuxiliaryHeads, HeadsConfig, init_heads
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,6 +108,25 @@ MASKS = {
 }
 
 
+def table_heads(arch: str) -> AuxiliaryHeads:
+    """Heads that read the table target's logits as if they were hidden states."""
+    base = DecoderConfig(
+        vocab_size=VOCAB, width=VOCAB, num_layers=1, num_heads=2, num_kv_heads=1,
+        head_dim=4, mlp_width=8, max_positions=256,
+    )  # fmt: skip
+    config = HeadsConfig(
+        num_auxiliary=3, arch=arch, head_input="final_norm", head_norm=False,
+        separate_unembedding=True,
+    )  # fmt: skip
+    model = models.init(base, jax.random.key(0))
+    eye = np.broadcast_to(np.eye(VOCAB, dtype=np.float32), (3, VOCAB, VOCAB))
+    made = init_heads(model, config, key=jax.random.key(1))
+    return made.replace(params={**made.params, "unembed": {"kernel": eye}})
+
+
+HEADS, LINEAR_HEADS = table_heads("decoder"), table_heads("linear")
+
+
 DRAFTERS: dict[str, Case] = {
     "none": case(no_drafter()),
     "prompt-lookup": case(prompt_lookup()),
@@ -166,5 +189,12 @@ DRAFTERS: dict[str, Case] = {
     "mtp-tree": case(mtp(mask_head(4), params=MASKS, tree=MIXED)),
     "mtp-own": case(
         mtp(mask_head(3), params=MASKS, draw="own"), guarantee="distribution"
+    ),
+    "heads": case(auxiliary_heads(HEADS)),
+    "heads-tree": case(auxiliary_heads(HEADS, tree=MIXED)),
+    "heads-linear": case(auxiliary_heads(LINEAR_HEADS, tree=MIXED)),
+    "heads-dynamic": case(auxiliary_heads(HEADS, tree=dynamic(3, 2, 9))),
+    "heads-own-tree": case(
+        auxiliary_heads(HEADS, tree=MIXED, draw="own"), guarantee="distribution"
     ),
 }

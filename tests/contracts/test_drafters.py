@@ -249,6 +249,7 @@ CHAINS = (
     "draft-model-recurrent",
     "oracle",
     "adversary",
+    "heads",
 )
 RECURRENT = recurrent_target(TABLE)
 
