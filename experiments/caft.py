@@ -218,7 +218,7 @@ def _pretrain(config: Config, corpus: Any, folder: Path) -> None:
 
 @functools.partial(jax.jit, static_argnames="head_input")
 def _losses(model: Any, heads: Any, batch: Any, head_input: str) -> Any:
-    return predict.offset_losses(
+    return predict.auxiliary_losses(
         model, heads, batch["tokens"], batch.get("labels", batch["tokens"]),
         mask=batch.get("mask"), head_input=head_input,
     )  # fmt: skip

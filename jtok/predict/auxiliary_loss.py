@@ -39,12 +39,12 @@ from jtok.predict.targets import (
 )
 
 __all__ = [
-    "OffsetLosses",
+    "AuxiliaryLosses",
     "auxiliary_loss",
+    "auxiliary_losses",
     "combine_losses",
     "count_targets",
     "eval_losses",
-    "offset_losses",
     "out_of_patience",
     "real_eval_loss",
 ]
@@ -54,7 +54,7 @@ LossFn = Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]
 
 
 @struct.dataclass
-class OffsetLosses:
+class AuxiliaryLosses:
     """Losses at every distance: entry 0 of the model, entry i of head i.
 
     Attributes:
@@ -71,7 +71,7 @@ class OffsetLosses:
         return self.sums / jnp.maximum(self.counts, 1).astype(jnp.float32)
 
 
-def offset_losses(
+def auxiliary_losses(
     model: Model,
     heads: AuxiliaryHeads | None,
     ids: Int[Array, "batch seq"],
@@ -82,7 +82,7 @@ def offset_losses(
     segments: Int[Array, "batch seq"] | None = None,
     head_input: Literal["pre_last", "final_norm"] | None = None,
     chunk: int | None = None,
-) -> OffsetLosses:
+) -> AuxiliaryLosses:
     """Cross-entropy of the model and of every head, each against its own targets.
 
     Head i is asked at position t for the label at t + 1 + i. Heads run one after the
@@ -102,7 +102,7 @@ def offset_losses(
       chunk: tokens a piece of the cross-entropy; None leaves that to the operation.
 
     Returns:
-      `OffsetLosses` of `1 + num_auxiliary` entries.
+      `AuxiliaryLosses` of `1 + num_auxiliary` entries.
 
     Raises:
       ArgumentError: labels of another shape, heads for another model, an unknown
@@ -114,7 +114,7 @@ def offset_losses(
       >>> from jtok.predict import init_heads
       >>> from jtok.testing import tiny_model
       >>> ids = jnp.array([[1, 2, 3, 4, 5, 6]])
-      >>> found = offset_losses(tiny_model(), init_heads(tiny_model()), ids, ids)
+      >>> found = auxiliary_losses(tiny_model(), init_heads(tiny_model()), ids, ids)
       >>> found.counts.tolist()
       [5, 4, 3, 2, 1]
     """
@@ -144,7 +144,7 @@ def offset_losses(
             places=head_places(heads, ids, positions, mask), options=options,
         )  # fmt: skip
         sums = jnp.concatenate([sums, of_heads])
-    return OffsetLosses(sums, jnp.sum(valid, axis=(0, 1), dtype=jnp.int32))
+    return AuxiliaryLosses(sums, jnp.sum(valid, axis=(0, 1), dtype=jnp.int32))
 
 
 def _head_sums(
@@ -221,7 +221,7 @@ def count_targets(
       labels: `[batch, seq]` of the whole batch.
       predictions: 1 + the number of heads.
       accumulate: micro-batches that `fit` will make of the batch.
-      segments: as for `offset_losses`.
+      segments: as for `auxiliary_losses`.
 
     Returns:
       A float32 scalar for each distance: targets of the whole batch, a micro-batch.
@@ -328,7 +328,7 @@ def auxiliary_loss(
         if head_shell is not None:
             given = dataclasses.replace(head_shell, params=params["heads"])
         ids, labels, options = _read_batch(batch)
-        found = offset_losses(
+        found = auxiliary_losses(
             dataclasses.replace(shell, params=params["base"]), given, ids, labels,
             head_input=head_input, chunk=chunk, **options,
         )  # fmt: skip
@@ -381,7 +381,7 @@ def _read_batch(batch: Any) -> tuple[Array, Array, dict[str, Any]]:
 
 
 def eval_losses(
-    batches: Sequence[OffsetLosses], *, compat: Literal["official"] | None = None
+    batches: Sequence[AuxiliaryLosses], *, compat: Literal["official"] | None = None
 ) -> np.ndarray:
     """The loss at every distance over an evaluation set.
 
@@ -400,8 +400,8 @@ def eval_losses(
     Differs: tokens weigh equally by default.
 
     Example:
-      >>> some = OffsetLosses(jnp.array([2.0, 0.0]), jnp.array([2, 0]))
-      >>> more = OffsetLosses(jnp.array([8.0, 3.0]), jnp.array([4, 1]))
+      >>> some = AuxiliaryLosses(jnp.array([2.0, 0.0]), jnp.array([2, 0]))
+      >>> more = AuxiliaryLosses(jnp.array([8.0, 3.0]), jnp.array([4, 1]))
       >>> eval_losses([some, more], compat="official").tolist()
       [1.5, 3.0]
     """

@@ -1,9 +1,5 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
-from jtok import models
-from jtok.decode import auxiliary_heads
-from jtok.nn import DecoderConfig
-from jtok.predict import AuxiliaryHeads, HeadsConfig, init_heads
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jtok import models
 from jtok.decode import (
     Drafter,
     Rule,
+    auxiliary_heads,
     draft_model,
     dynamic,
     host_drafter,
@@ -26,8 +24,15 @@ from jtok.decode import (
     token_recycling,
     typical,
 )
+from jtok.nn import DecoderConfig
 from jtok.ops import Tree
-from jtok.predict import mask_head, sampler_init
+from jtok.predict import (
+    AuxiliaryHeads,
+    HeadsConfig,
+    init_heads,
+    mask_head,
+    sampler_init,
+)
 from jtok.testing import (
     adversary_drafter,
     bigram_target,

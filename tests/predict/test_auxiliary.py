@@ -17,17 +17,17 @@ from jtok.ops.sharding import mesh_from
 from jtok.predict import (
     IGNORE,
     TUNING_MODES,
+    AuxiliaryLosses,
     HeadsConfig,
-    OffsetLosses,
     auxiliary_hidden,
     auxiliary_loss,
+    auxiliary_losses,
     combine_losses,
     concept_tune,
     count_targets,
     encode_pieces,
     eval_losses,
     init_heads,
-    offset_losses,
     out_of_patience,
     pad_rows,
     pretrain_heads,
@@ -123,7 +123,7 @@ def test_a_token_changes_nothing_before_it(name):
 @pytest.mark.parametrize("padding, name", [(1, "default"), (4, "official")])
 def test_what_pads_changes_no_loss(padding, name):
     heads = heads_of(name)
-    run = jax.jit(functools.partial(offset_losses, MODEL, heads))
+    run = jax.jit(functools.partial(auxiliary_losses, MODEL, heads))
     fill = np.random.default_rng(padding).integers(0, 96, (2, padding))
     ids = jnp.concatenate([IDS, jnp.asarray(fill, jnp.int32)], axis=1)
     labels = jnp.pad(LABELS, ((0, 0), (0, padding)), constant_values=IGNORE)
@@ -169,7 +169,7 @@ def loop_losses(model, heads, ids, labels):
 @pytest.mark.parametrize("name", KINDS)
 def test_losses_are_those_of_a_loop(name):
     heads = heads_of(name)
-    found = jax.jit(functools.partial(offset_losses, MODEL, heads))(IDS, LABELS)
+    found = jax.jit(functools.partial(auxiliary_losses, MODEL, heads))(IDS, LABELS)
     sums, counts = loop_losses(MODEL, heads, IDS, LABELS)
     np.testing.assert_array_equal(found.counts, counts)
     assert_close(found.sums, sums.astype(np.float32), rtol=2e-5)
@@ -180,7 +180,7 @@ def test_documents_of_a_row_are_apart():
     heads = heads_of("default")
     segments = jnp.asarray([[0] * 4 + [1] * 5] * 2)
     positions = jnp.asarray([[*range(4), *range(5)]] * 2)
-    run = jax.jit(functools.partial(offset_losses, MODEL, heads))
+    run = jax.jit(functools.partial(auxiliary_losses, MODEL, heads))
     packed = run(IDS, LABELS, segments=segments, positions=positions)
     parts = [run(IDS[:, some], LABELS[:, some]) for some in (np.s_[:4], np.s_[4:])]
     np.testing.assert_array_equal(packed.counts, sum(p.counts for p in parts))
@@ -193,7 +193,7 @@ def test_without_a_target_the_loss_is_zero_and_gradients_are_finite():
     few = IDS.at[:, 3:].set(IGNORE)  # none that the last head could see
 
     def loss(params, ids, labels):
-        found = offset_losses(MODEL.replace(params=params), heads, ids, labels)
+        found = auxiliary_losses(MODEL.replace(params=params), heads, ids, labels)
         return combine_losses(found.means, weight=1.0), found.counts
 
     grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -213,8 +213,8 @@ def test_bfloat16_agrees():
     model = dataclasses.replace(MODEL, params=narrow(MODEL.params), config=config)
     heads = heads_of("default")
     small = dataclasses.replace(heads, params=narrow(heads.params), base=config)
-    got = jax.jit(offset_losses)(model, small, IDS, LABELS)
-    wanted = jax.jit(offset_losses)(MODEL, heads, IDS, LABELS)
+    got = jax.jit(auxiliary_losses)(model, small, IDS, LABELS)
+    wanted = jax.jit(auxiliary_losses)(MODEL, heads, IDS, LABELS)
     assert got.sums.dtype == jnp.float32
     assert_close(got.means, wanted.means, rtol=0.05)  # random, peaky weights
 
@@ -229,7 +229,7 @@ def test_no_logits_of_all_heads_in_memory():
     ids = jax.ShapeDtypeStruct((4, 128), jnp.int32)
 
     def loss(params, own, ids):
-        found = offset_losses(
+        found = auxiliary_losses(
             model.replace(params=params), heads.replace(params=own), ids, ids, chunk=64
         )
         return combine_losses(found.means)
@@ -246,7 +246,7 @@ def test_a_mesh_changes_nothing():
     ids = jnp.tile(IDS, (2, 1))
 
     def loss(params, own):
-        found = offset_losses(
+        found = auxiliary_losses(
             MODEL.replace(params=params), heads.replace(params=own), ids, ids
         )
         return combine_losses(found.means, weight=0.5)
@@ -393,7 +393,7 @@ def test_micro_batches_weigh_by_their_tokens():
             key=jax.random.key(0), accumulate=accumulate, progress=False,
         )  # fmt: skip
         results[accumulate, exact] = out.metrics
-    whole = offset_losses(MODEL, heads, IDS, labels).means
+    whole = auxiliary_losses(MODEL, heads, IDS, labels).means
     losses = lambda row: np.array([row[f"loss_{i}"][0] for i in range(4)])
     for key in ((1, True), (2, True)):
         assert_close(losses(results[key]), np.asarray(whole, np.float64), rtol=1e-5)
@@ -440,7 +440,7 @@ def test_the_two_stages(mode):
     assert losses["head_weight"][0] == pytest.approx(0.3)
     assert losses["head_weight"][-1] < 0.05
     logits = tuned.model(jnp.asarray(rows)).logits
-    score = offset_losses(tuned.model, None, jnp.asarray(rows), jnp.asarray(rows))
+    score = auxiliary_losses(tuned.model, None, jnp.asarray(rows), jnp.asarray(rows))
     assert score.means[0] < losses["loss_0"][0] and np.isfinite(logits).all()
     same = jax.tree.all(
         jax.tree.map(
@@ -462,8 +462,8 @@ def test_heads_leave_the_models_logits_alone():
 
 
 def test_what_heads_are_judged_by():
-    some = OffsetLosses(jnp.array([2.0, 4.0, 0.0]), jnp.array([2, 2, 0]))
-    more = OffsetLosses(jnp.array([9.0, 1.0, 0.0]), jnp.array([3, 1, 0]))
+    some = AuxiliaryLosses(jnp.array([2.0, 4.0, 0.0]), jnp.array([2, 2, 0]))
+    more = AuxiliaryLosses(jnp.array([9.0, 1.0, 0.0]), jnp.array([3, 1, 0]))
     np.testing.assert_allclose(eval_losses([some, more])[:2], [11 / 5, 5 / 3])
     official = eval_losses([some, more], compat="official")
     np.testing.assert_allclose(official[:2], [2.0, 1.5])
@@ -529,12 +529,12 @@ def test_bad_choices_are_refused():
 def test_bad_arguments_of_losses_are_refused():
     heads = heads_of("default")
     # Without the suite's own checks of shapes and names.
-    bare = getattr(offset_losses, "__wrapped__", offset_losses)
+    bare = getattr(auxiliary_losses, "__wrapped__", auxiliary_losses)
     with pytest.raises(ArgumentError, match=r"labels: got 'shape \(2, 8\)'"):
         bare(MODEL, heads, IDS, LABELS[:, :8])
     wide = dataclasses.replace(MODEL.config, width=64)
     with pytest.raises(ArgumentError, match="heads: got 'heads for width=64'"):
-        offset_losses(MODEL, heads.replace(base=wide), IDS, LABELS)
+        auxiliary_losses(MODEL, heads.replace(base=wide), IDS, LABELS)
     with pytest.raises(ArgumentError, match="head_input: got 'middle'"):
         bare(MODEL, heads, IDS, LABELS, head_input="middle")
     for options, message in (

@@ -12,14 +12,14 @@ from jtok import models
 from jtok.models import storage
 from jtok.predict import (
     AuxiliaryHeads,
+    AuxiliaryLosses,
     HeadsConfig,
-    OffsetLosses,
     auxiliary_hidden,
+    auxiliary_losses,
     combine_losses,
     eval_losses,
     heads_from_tensors,
     init_heads,
-    offset_losses,
     real_eval_loss,
     schedule_weight,
 )
@@ -96,7 +96,7 @@ def test_logits_of_every_head(model, name):
 def test_losses_counts_and_schedules(model, name):
     file = load_golden(f"caft/{name}.npz")
     ids, labels, mask = batch_of(file)
-    found = offset_losses(
+    found = auxiliary_losses(
         model, heads_of(file, model), ids, labels, mask=mask, head_input=input_of(name)
     )
     np.testing.assert_array_equal(found.counts, file["valid_per_head"])
@@ -122,7 +122,7 @@ def gradients(model, heads, batch, *, weight, head_input, base):
     ids, labels, mask = batch
 
     def loss(params, own):
-        found = offset_losses(
+        found = auxiliary_losses(
             model.replace(params=params), heads.replace(params=own), ids, labels,
             mask=mask, head_input=head_input,
         )  # fmt: skip
@@ -169,7 +169,7 @@ def test_gradients(model, name):
 def test_metrics(name):
     file = load_golden(f"caft/{name}.npz")
     counts = jnp.asarray(file["valid_per_head"])
-    some = OffsetLosses(jnp.asarray(file["loss_per_head"]) * counts, counts)
+    some = AuxiliaryLosses(jnp.asarray(file["loss_per_head"]) * counts, counts)
     by_head = eval_losses([some], compat="official")
     assert_close(by_head, file["metric_loss_by_head"], rtol=1e-6)
     wanted = float(file["metric_real_eval_loss"])
