@@ -12,6 +12,12 @@ from jtok.decode.calibrate import (
 from jtok.decode.draft_model import DraftState, draft_model
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.dynamic import Dynamic, dynamic, grow_tree
+from jtok.decode.ftp import (
+    FutureState,
+    future_blocks,
+    future_drafter,
+    unverified,
+)
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.heads import draft_tree
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
@@ -58,6 +64,7 @@ __all__ = [
     "Drafter",
     "Dynamic",
     "Event",
+    "FutureState",
     "Generated",
     "Needs",
     "Processor",
@@ -85,6 +92,8 @@ __all__ = [
     "dynamic",
     "exact",
     "find_continuation",
+    "future_blocks",
+    "future_drafter",
     "generate",
     "grow_tree",
     "load_table",
@@ -106,6 +115,7 @@ __all__ = [
     "truncate",
     "tune_template",
     "typical",
+    "unverified",
     "update_table",
     "walk_drafts",
 ]
