@@ -84,6 +84,7 @@ SOURCES = (
 MINUTES = {"smoke": 0.4, "small": 8, "full": 3000}
 
 _END = 0  # a byte that no text holds
+_PER_TEXT = 12  # labelled places of each kind in a text
 _HASHES = 512  # entries of a text's vector of trigrams
 
 
@@ -97,9 +98,9 @@ class Config:
     are of the other model. A batch is `batch` rows of `length`; the decoder is trained
     on `decoder_positions` of each, 0 for all. The GPT is also kept at the parts
     `snapshots` of its training, to find one of equal loss; `accumulate` parts make a
-    batch. Measured are `windows` rows of held-out text, `labelled` texts with classes, the next `bag` tokens, and
-    continuations of `prompts` prompts of `prompt_tokens` by `new_tokens`, in pieces of
-    `piece`.
+    batch. Measured are `windows` rows of held-out text, `labelled` texts with classes,
+    the next `bag` tokens, and continuations of `prompts` prompts of `prompt_tokens` by
+    `new_tokens`, in pieces of `piece`.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -135,7 +136,7 @@ PRESETS = {
     "smoke": Config(
         seeds=(0,), max_tokens=100_000, layers=1, width=32, heads=2, decoder_layers=1,
         pseudo=2, horizon=3, length=32, batch=2, steps=4, warmup=1,
-        decoder_positions=8, snapshots=(0.5,), windows=8, labelled=30, bag=4,
+        decoder_positions=8, snapshots=(), windows=8, labelled=30, bag=4,
         prompts=2, prompt_tokens=16, new_tokens=8, piece=4, context=64,
     ),
     "small": Config(),
@@ -194,8 +195,7 @@ def run(config: Config, report: Any) -> None:
     _report_tables(config, found, report)
     _report_figures(config, found, report)
     _report_claims(config, found, report)
-    if not config.data:
-        _report_spelling(config, data, pair, report)
+    _report_spelling(data, found[-1], report)
 
 
 # Data ------------------------
@@ -284,15 +284,16 @@ def _regions(config: Config, data: Data) -> Labelled:
     """Windows of held-out code whose last byte is code, a comment or a string."""
     rng, size = np.random.default_rng(0), config.prompt_tokens
     places: dict[int, list[np.ndarray]] = {0: [], 1: [], 2: []}
-    texts = [text for text in standard_library().held_out_code if text.isascii()]
-    per_text = max(2, 3 * config.labelled // len(texts))
-    for text in texts:
+    most = config.labelled // 3
+    for text in filter(str.isascii, standard_library().held_out_code):
+        if min(map(len, places.values())) >= most:
+            break
         kinds = _kinds(text)
         for kind, rows in places.items():
             at = np.flatnonzero(kinds[size:] == kind) + size
-            chosen = rng.choice(at, min(per_text, len(at)), replace=False)
+            chosen = rng.choice(at, min(_PER_TEXT, len(at)), replace=False)
             rows += [data.encode(text[i + 1 - size : i + 1]) for i in chosen]
-    count = min(config.labelled // 3, *map(len, places.values()))
+    count = min(most, *map(len, places.values()))
     picks = {k: rng.permutation(len(rows))[:count] for k, rows in places.items()}
     rows = [places[k][i] for i in range(count) for k, i in _turn(picks, i)]
     labels = np.array([k for i in range(count) for k, _ in _turn(picks, i)], np.int32)
@@ -509,37 +510,38 @@ def _texts(config: Config, data: Data, pair: Pair, seed: int) -> dict[str, Any]:
     windows = _windows(data, config.prompts, size, seed=3)
     prompts = [row[: config.prompt_tokens] for row in windows]
     true = windows[:, config.prompt_tokens :]
-    target, params = pair.ftp.target(), pair.ftp.params
-    decode = functools.partial(generate, seed=1000 * seed, stop_ids=())
-    future = functools.partial(decode, target, prompts, params=params)
-    plain = {
-        t: future(max_new_tokens=config.new_tokens, temperature=t, gaps=True)
-        for t in (0.0, 1.0)
+    # One batch: every prompt by arg-max, then every prompt sampled.
+    count = len(prompts)
+    both = {
+        "prompts": prompts * 2,
+        "max_new_tokens": config.new_tokens,
+        "temperature": [0.0] * count + [1.0] * count,
+        "stop_ids": (),
+        "seed": [1000 * seed + i for i in range(2 * count)],
     }
+    future = {"model": pair.ftp.target(), "params": pair.ftp.params}
+    plain = generate(**future, **both, gaps=True)
     row: dict[str, Any] = {}
-    texts = {"true text": true, "FTP": plain[1.0].tokens}
+    sampled = {"true text": true, "FTP": plain.tokens[count:]}
+    greedy = {"FTP, one by one": plain.tokens[:count]}
     for name, model in (("GPT", pair.gpt), ("equal GPT", pair.gpt_equal)):
-        out = decode(model, prompts, max_new_tokens=config.new_tokens, temperature=1.0)
-        texts[name] = out.tokens
-    for name, rows in texts.items():
+        out = generate(model, **both)
+        greedy[name], sampled[name] = out.tokens[:count], out.tokens[count:]
+    for name, rows in sampled.items():
         row[f"{name}, coherence"] = _coherence(config, data, prompts, rows)
-    few = {"max_new_tokens": config.horizon}
-    blocks = future(**few, **future_blocks(pair.ftp, config.horizon)).tokens
-    row["FTP, set"] = _overlap(blocks, true)
-    row["GPT, set"] = _overlap(decode(pair.gpt, prompts, **few).tokens, true)
-    row["equal GPT, set"] = _overlap(
-        decode(pair.gpt_equal, prompts, **few).tokens, true
-    )
-    drafter = future_drafter(pair.ftp)
-    row["differences"], row["compared"] = 0, 0
-    for temperature, expected in plain.items():
-        out = future(
-            max_new_tokens=config.new_tokens, temperature=temperature, drafter=drafter
-        )
-        wrong = [d for d in testing.compare(expected, out) if not d.gap < 1e-4]
-        row["differences"] += len(wrong)
-        row["compared"] += out.stats.emitted
-        row[f"tokens per call, T={temperature:g}"] = out.stats.tokens_per_call
+    blocks = generate(
+        **future, prompts=prompts, max_new_tokens=config.horizon, stop_ids=(),
+        **future_blocks(pair.ftp, config.horizon),
+    )  # fmt: skip
+    for name, rows in {**greedy, "FTP": blocks.tokens}.items():
+        row[f"{name}, set"] = _overlap([r[: config.horizon] for r in rows], true)
+    out = generate(**future, **both, drafter=future_drafter(pair.ftp))
+    wrong = [d for d in testing.compare(plain, out) if not d.gap < 1e-4]
+    row["differences"], row["compared"] = len(wrong), out.stats.emitted
+    for name, half in (("T=0", slice(0, count)), ("T=1", slice(count, None))):
+        emitted, calls = out.stats.row_emitted[half], out.stats.row_calls[half]
+        row[f"tokens per call, {name}"] = float(emitted.sum() / calls.sum())
+    row["spelling"] = (prompts[0], out.tokens[0], out.call_of[0])
     return row
 
 
@@ -716,16 +718,10 @@ def _report_claims(config: Config, found: list[dict[str, Any]], report: Any) -> 
     )  # fmt: skip
 
 
-def _report_spelling(config: Config, data: Data, pair: Pair, report: Any) -> None:
+def _report_spelling(data: Data, row: dict[str, Any], report: Any) -> None:
     """One continuation, coloured by encoder calls."""
-    prompt = _windows(data, 1, config.prompt_tokens, seed=4)[0]
-    out = generate(
-        pair.ftp.target(), prompt, params=pair.ftp.params, stop_ids=(),
-        max_new_tokens=config.new_tokens, drafter=future_drafter(pair.ftp),
-    )  # fmt: skip
-    letters = lambda ids: [data.spell([i]).decode("latin-1") for i in ids]
+    prompt, tokens, calls = row["spelling"]
+    letters = lambda ids: [data.spell([i]).decode("utf-8", "replace") for i in ids]
     pieces = [(text, 8) for text in letters(prompt)]
-    pieces += [
-        (text, int(call)) for text, call in zip(letters(out.tokens), out.call_of)
-    ]
+    pieces += [(t, int(call)) for t, call in zip(letters(tokens), calls, strict=True)]
     report.tokens("One colour an encoder call, after the prompt", pieces)

@@ -43,7 +43,7 @@ def state_vectors(
 
     Args:
       encode: `(ids[batch, seq], mask[batch, seq]) -> [batch, seq, dim]`, such as
-        `lambda ids, mask: model.encode(ids, mask=mask)`.
+        `jax.jit(lambda ids, mask: model.encode(ids, mask=mask))`.
       rows: ids of every text, none empty.
       pool: None gives every vector, "last" that of the last token, "mean" their mean.
       batch_size: texts a call; lengths are rounded up, so that few are compiled.
@@ -66,7 +66,6 @@ def state_vectors(
     lengths = [len(row) for row in rows]
     check(bool(lengths), "rows", [], "at least one text")
     check(min(lengths) > 0, "rows", "an empty text", "at least one token each")
-    run = jax.jit(encode)
     order = np.argsort(lengths, kind="stable")
     found: list[Any] = [None] * len(rows)
     for begin in range(0, len(rows), batch_size):
@@ -77,7 +76,7 @@ def state_vectors(
         for slot, row in enumerate(some):
             ids[slot, : lengths[row]] = rows[row]
             mask[slot, : lengths[row]] = True
-        vectors = to_host(run(jnp.asarray(ids), jnp.asarray(mask)))
+        vectors = to_host(encode(jnp.asarray(ids), jnp.asarray(mask)))
         for slot, row in enumerate(some):
             found[row] = np.asarray(vectors[slot, : lengths[row]], np.float32)
     if pool is None:

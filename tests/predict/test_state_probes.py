@@ -88,7 +88,10 @@ def test_ridge_regression_is_the_closed_form():
     error = ((wanted - got) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum()
     assert float(found.r2) == pytest.approx(1 - error, abs=1e-4)
     assert_close(
-        test @ found.weight + found.bias, np.float32(got), rtol=1e-3, atol=1e-3
+        test @ np.asarray(found.weight) + np.asarray(found.bias),
+        got,
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 
