@@ -77,6 +77,7 @@ def test_logits_and_losses(train):
             assert_close(loss, expected, rtol=1e-5, name=f"{name} {gamma}")
 
 
+@pytest.mark.medium
 def test_gradients(train):
     model, ids = golden_model("train", "weights"), jnp.asarray(train["input_ids"])
     mask, weights = jnp.asarray(train["valid"]), distance_weights(3, 0.8)
@@ -196,6 +197,7 @@ def test_padding_changes_nothing_on_real_positions():
     assert_close(padded.losses[:, :10], alone.losses, **CLOSE)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("seq", [1, 3])
 def test_short_rows(seq):
     """No more tokens than slots, or one alone: nothing counts that is not there."""
@@ -216,6 +218,7 @@ def test_documents_of_one_row_do_not_see_each_other():
         assert_close(got.losses[:, part], alone.losses, **CLOSE)
 
 
+@pytest.mark.medium
 def test_bfloat16():
     model = tiny_future(dtype="bfloat16")
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(model.params))
@@ -230,7 +233,8 @@ def test_bfloat16():
     np.testing.assert_allclose(got.losses, exact.losses, rtol=0.1, atol=0.2)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2"])
+@pytest.mark.medium
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_other_backbones(family):
     """Rotary positions, gated MLPs, capped logits, outputs with rows of their own."""
     model = tiny_future(family=family)
@@ -272,6 +276,7 @@ def test_initial_weights():
     assert params["decoder"]["positions"].shape == (8, 32)
 
 
+@pytest.mark.medium
 def test_a_pretrained_model_becomes_the_encoder():
     """Its vectors are what it read tokens out of; its arrays are shared."""
     model = tiny_model(family="gpt2")

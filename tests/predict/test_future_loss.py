@@ -61,6 +61,7 @@ def test_gamma_zero_is_the_next_token_and_one_the_plain_mean(exact):
     assert_close(plain, np.float32(losses[valid].mean()))
 
 
+@pytest.mark.medium
 def test_a_horizon_of_one_does_not_weigh():
     model = tiny_future(horizon=1)
     got = [
@@ -91,6 +92,7 @@ def test_gradients_of_chunks_are_the_same():
         assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.medium
 def test_memory_follows_the_chunk():
     """Neither pseudo-tokens of all positions nor logits are held."""
     ids = jnp.zeros((2, 257), jnp.int32)

@@ -46,6 +46,7 @@ def test_what_was_saved_is_loaded(tmp_path, options):
     same(load_future(tmp_path / "a"), model)
 
 
+@pytest.mark.medium
 def test_the_vocabulary_goes_along(tmp_path):
     vocabulary = tiny_vocabulary(280)
     config = FutureConfig(encoder=tiny_config(family="gpt2", vocab_size=280))
