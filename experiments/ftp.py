@@ -117,7 +117,7 @@ class Config:
     gamma: float = 0.8
     length: int = 128
     batch: int = 6
-    steps: int = 600
+    steps: int = 400
     warmup: int = 30
     learning_rate: float = 2e-3
     decoder_positions: int = 48
@@ -126,7 +126,7 @@ class Config:
     labelled: int = 1200
     bag: int = 16
     prompts: int = 64
-    prompt_tokens: int = 64
+    prompt_tokens: int = 48
     new_tokens: int = 80
     piece: int = 16
     accumulate: int = 1
