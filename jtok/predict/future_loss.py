@@ -372,7 +372,8 @@ def distance_perplexity(
 
     Example:
       >>> losses = jnp.full((1, 2, 2), jnp.log(3.0))
-      >>> distance_perplexity(losses, jnp.ones((1, 2, 2), bool)).round(3).tolist()
+      >>> found = distance_perplexity(losses, jnp.ones((1, 2, 2), bool))
+      >>> [round(float(x), 3) for x in found]
       [3.0, 3.0]
     """
     return jnp.exp(_means(losses, valid))
