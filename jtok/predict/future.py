@@ -20,7 +20,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok import models, nn
-from jtok.errors import ArgumentTypeError, check
+from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models.checkpoint import axis_units, param_axes
 from jtok.models.model import unembedding
 from jtok.ops.sharding import constrain, entered_mesh, shard_tree
@@ -129,7 +129,8 @@ class FutureModel:
         """
         if self.config.first_input == "start":
             return states
-        check(last is not None, "last", None, "the newest token of every state")
+        if last is None:
+            raise ArgumentError("last: got None, expected each state's newest token.")
         newest = embed_tokens(self.params, self.config, last)
         return jnp.concatenate([states, newest], axis=-1)
 

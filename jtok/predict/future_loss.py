@@ -289,7 +289,7 @@ def future_loss(
         active_horizon(plan, 0)
         most = max(size for _, size in plan)
         check(most <= horizon, "curriculum", curriculum, f"horizons up to {horizon}")
-    shell = model.replace(params=None)
+    shell: Any = model.replace(params=None)  # type: ignore[attr-defined]
 
     def loss_fn(
         trainable: Any, frozen: Any, state: Any, batch: Batch, key: jax.Array
@@ -335,7 +335,8 @@ def _of_batch(
     # Nothing follows the last token of a row, so nothing need be encoded there.
     seen = max(ids.shape[1] - 1, 1)
     cut = lambda x: None if x is None else x[:, :seen]
-    ids, futures, valid, mask = cut(ids), cut(futures), cut(valid), cut(mask)
+    ids, futures, valid = ids[:, :seen], futures[:, :seen], valid[:, :seen]
+    mask = cut(mask)
     allow = _seen(mask, cut(segments))
     states = model.encode(ids, mask=allow, positions=cut(places))
     carrier = model.carry(states, ids)
@@ -344,8 +345,9 @@ def _of_batch(
         return FutureLosses(losses, valid)
     at, times = sample_positions(valid[..., 0], some, key)
     pick = lambda x: jnp.take_along_axis(x, at[..., None], axis=1)
-    chosen = map(pick, (carrier, futures, valid))
-    losses = _in_chunks(model, *chosen, chunk) * times[:, None, None]
+    some_futures, some_valid = pick(futures), pick(valid)
+    losses = _in_chunks(model, pick(carrier), some_futures, some_valid, chunk)
+    losses = losses * times[:, None, None]
     rows = jnp.arange(ids.shape[0])[:, None]
     full = jnp.zeros(valid.shape, jnp.float32).at[rows, at].set(losses)
     return FutureLosses(full, valid)

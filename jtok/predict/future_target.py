@@ -68,9 +68,10 @@ def future_target(config: FutureConfig) -> Target:
         out, cache = inner.step(params["encoder"], cache, nodes)
         hidden = out.hidden
         if config.first_input == "last_token":
-            newest = nodes.vectors
+            newest: Any = nodes.vectors
             if newest is None:
-                newest = embed_tokens(params, config, nodes.ids)
+                ids: Any = nodes.ids
+                newest = embed_tokens(params, config, ids)
             hidden = jnp.concatenate([hidden, newest.astype(hidden.dtype)], axis=-1)
         return StepOutput(hidden, out.taps), cache
 
