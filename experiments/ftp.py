@@ -84,6 +84,7 @@ SOURCES = (
 MINUTES = {"smoke": 0.4, "small": 8, "full": 3000}
 
 _END = 0  # a byte that no text holds
+_FEW = 100  # labelled texts; with fewer one task is enough
 _PER_TEXT = 12  # labelled places of each kind in a text
 _HASHES = 512  # entries of a text's vector of trigrams
 
@@ -135,7 +136,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         seeds=(0,), max_tokens=100_000, layers=1, width=32, heads=2, decoder_layers=1,
-        pseudo=2, horizon=3, length=32, batch=2, steps=4, warmup=1,
+        pseudo=2, horizon=2, length=32, batch=2, steps=4, warmup=1,
         decoder_positions=8, snapshots=(), windows=8, labelled=30, bag=4,
         prompts=2, prompt_tokens=16, new_tokens=8, piece=4, context=64,
     ),
@@ -251,6 +252,8 @@ def _labelled(config: Config, data: Data, report: Any) -> list[Labelled]:
     found = []
     if not config.data:
         found.append(_regions(config, data))
+        if config.labelled < _FEW:
+            return found
     try:
         records = _news(config, report)
     except DataNotFoundError:
@@ -445,6 +448,8 @@ _gpt_states = jax.jit(
 _ftp_states = jax.jit(lambda model, ids, mask: model.encode(ids, mask=mask))
 _smoothness = jax.jit(predict.smoothness)
 _share = jax.jit(predict.token_share, static_argnames="vocab_size")
+_logistic = jax.jit(predict.logistic_probe, static_argnames="num_classes")
+_ridge = jax.jit(functools.partial(predict.ridge_probe, penalty=10.0))
 
 
 @jax.jit
@@ -474,7 +479,7 @@ def _vectors(
         for task in labelled:
             vectors = predict.state_vectors(encode, task.rows, pool=task.pool)
             half = len(task.rows) // 2
-            score = predict.logistic_probe(
+            score = _logistic(
                 *map(jnp.asarray, (vectors[:half], task.labels[:half])),
                 *map(jnp.asarray, (vectors[half:], task.labels[half:])),
                 num_classes=task.classes,
@@ -494,10 +499,7 @@ def _bag_r2(config: Config, data: Data, states: jax.Array, ids: jax.Array) -> fl
     x = states[:, : bags.shape[1]]
     half = len(ids) // 2
     flat = lambda part: part.reshape(-1, part.shape[-1])
-    probe = predict.ridge_probe(
-        flat(x[:half]), flat(bags[:half]), flat(x[half:]), flat(bags[half:]),
-        penalty=10.0,
-    )  # fmt: skip
+    probe = _ridge(flat(x[:half]), flat(bags[:half]), flat(x[half:]), flat(bags[half:]))
     return float(probe.r2)
 
 
