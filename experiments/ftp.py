@@ -81,7 +81,7 @@ SOURCES = (
     "jtok/train/loop.py",
     "jtok/train/optim.py",
 )
-MINUTES = {"smoke": 0.4, "small": 8, "full": 3000}
+MINUTES = {"smoke": 0.4, "small": 6, "full": 3000}
 
 _END = 0  # a byte that no text holds
 _FEW = 100  # labelled texts; with fewer one task is enough
@@ -118,7 +118,7 @@ class Config:
     gamma: float = 0.8
     length: int = 128
     batch: int = 6
-    steps: int = 400
+    steps: int = 300
     warmup: int = 30
     learning_rate: float = 2e-3
     decoder_positions: int = 48
@@ -126,7 +126,7 @@ class Config:
     windows: int = 192
     labelled: int = 1200
     bag: int = 16
-    prompts: int = 64
+    prompts: int = 48
     prompt_tokens: int = 48
     new_tokens: int = 80
     piece: int = 16
@@ -356,6 +356,8 @@ def _train(config: Config, data: Data, seed: int, folder: Path) -> None:
     fit = functools.partial(_fit, config, data, seed)
     loss = train.lm_loss(gpt)
     for part in (*config.snapshots, 1.0):
+        if (folder / f"gpt-{part:g}").is_dir():
+            continue  # from before a kill
         steps = max(1, round(part * config.steps))
         params = fit(loss, gpt.params, steps, third, folder / "gpt")
         models.save(gpt.replace(params=params), folder / f"gpt-{part:g}")
