@@ -16,7 +16,8 @@ python -m experiments.run ftp --preset full
 The paper (arXiv 2410.18160) says: smoother vectors, better classification, better topic
 coherence at equal next-token perplexity, on GPT-2 sized models and OpenWebText; it
 also solves a toy coding problem that is not public, and is left out here. No figures of
-it are reproduced, only directions. About 6 minutes on 2 free CPU cores (an estimate), models included.
+it are reproduced, only directions. About 6 minutes on 2 free CPU cores (an estimate),
+models included.
 """
 
 import dataclasses
