@@ -135,6 +135,15 @@ PAPERS: tuple[Paper, ...] = (
             "Semantic State Vector for Multi-Token Prediction"
         ),
         arxiv="2410.18160",
+        symbols=(
+            "jtok.predict.FutureModel",
+            "jtok.predict.future_from",
+            "jtok.predict.future_loss",
+            "jtok.decode.future_drafter",
+            "jtok.decode.future_blocks",
+        ),
+        experiment="experiments.ftp",
+        status="partial",
         claim=(
             "State vectors that must spell several next tokens vary smoothly and "
             "classify better."

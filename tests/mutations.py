@@ -944,6 +944,55 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/decode/test_auxiliary.py"
         "::test_what_heads_say_is_what_they_say_of_the_whole_text[default-llama]",
     ),
+    Mutation(
+        id="future-sees-other-positions",
+        slug="ftp",
+        path="jtok/predict/future_block.py",
+        before="causal = jnp.asarray(np.tri(slots, seen, seen - slots, dtype=bool))",
+        after="causal = jnp.ones((slots, seen), bool)",
+        killed_by="tests/predict/test_future.py::test_nothing_depends_on_later_tokens",
+    ),
+    Mutation(
+        id="future-first-slot-reads-the-target",
+        slug="ftp",
+        path="jtok/predict/future_slots.py",
+        before="inputs = jnp.concatenate([first.astype(rest.dtype), rest], axis=-2)",
+        after="inputs = jnp.concatenate([rest, first.astype(rest.dtype)], axis=-2)",
+        killed_by="tests/predict/test_future.py::test_logits_and_losses",
+    ),
+    Mutation(
+        id="future-predicts-padding",
+        slug="ftp",
+        path="jtok/predict/future_loss.py",
+        before="labels = jnp.where(real, ids, IGNORE)",
+        after="labels = jnp.where(ids >= 0, ids, IGNORE)",
+        killed_by="tests/predict/test_future.py::test_logits_and_losses",
+    ),
+    Mutation(
+        id="future-some-positions-unscaled",
+        slug="ftp",
+        path="jtok/predict/future_loss.py",
+        before="return chosen, jnp.maximum(among / count, 1.0)",
+        after="return chosen, jnp.maximum(among / count, 1.0) ** 0",
+        killed_by="tests/predict/test_future_loss.py::test_some_positions_are_unbiased",
+    ),
+    Mutation(
+        id="future-drafts-from-the-root",
+        slug="ftp",
+        path="jtok/decode/ftp.py",
+        before="last = jnp.maximum(verdict.count - 1, 0)[:, None]",
+        after="last = jnp.zeros_like(verdict.count)[:, None]",
+        killed_by="tests/decode/test_ftp.py"
+        "::test_verified_drafts_and_how_many_are_right",
+    ),
+    Mutation(
+        id="future-drafts-without-a-state",
+        slug="ftp",
+        path="jtok/decode/ftp.py",
+        before="vocab_size=vocab, own=own, valid=state.ready,",
+        after="vocab_size=vocab, own=own, valid=None,",
+        killed_by="tests/decode/test_ftp.py::test_greedy_tokens[blockN-0]",
+    ),
 )
 
 

@@ -1,5 +1,9 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
+import functools
+from jtok import nn
+from jtok.decode import future_drafter
+from jtok.predict import FutureConfig, FutureModel, init_future
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -132,6 +136,29 @@ def table_heads(arch: str) -> AuxiliaryHeads:
 HEADS, LINEAR_HEADS = table_heads("decoder"), table_heads("linear")
 
 
+@functools.lru_cache
+def future_model() -> FutureModel:
+    """A model of the target's width whose slots nearly say what the table says.
+
+    A slot reads a one-hot row; branches add little, and the output is the table.
+    """
+    encoder = nn.DecoderConfig(
+        vocab_size=VOCAB, width=VOCAB, num_layers=1, num_heads=2, num_kv_heads=2,
+        head_dim=6, mlp_width=20, max_positions=128,
+    )  # fmt: skip
+    config = FutureConfig(encoder=encoder, decoder_layers=2, pseudo_tokens=3, horizon=4)
+    params = init_future(config, jax.random.key(0)).params
+    rows = {"tokens": jnp.eye(VOCAB)}
+    unembed = {"kernel": jnp.asarray(NEAR.T) * 0.5}
+    params["encoder"] = {**params["encoder"], "embed": rows, "unembed": unembed}
+    return FutureModel(params, config)
+
+
+def future(guarantee: str = "token", **options: Any) -> Case:
+    make = lambda truth, vocab_size: future_drafter(future_model(), **options)
+    return Case(make, guarantee=guarantee)
+
+
 DRAFTERS: dict[str, Case] = {
     "none": case(no_drafter()),
     "prompt-lookup": case(prompt_lookup()),
@@ -202,4 +229,8 @@ DRAFTERS: dict[str, Case] = {
     "heads-own-tree": case(
         auxiliary_heads(HEADS, tree=MIXED, draw="own"), guarantee="distribution"
     ),
+    "future": future(),
+    "future-chain-2": future(depth=2),
+    "future-tree": future(tree=MIXED),
+    "future-own": future(guarantee="distribution", draw="own"),
 }

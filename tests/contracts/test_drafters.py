@@ -250,6 +250,8 @@ CHAINS = (
     "oracle",
     "adversary",
     "heads",
+    "future",
+    "future-chain-2",
 )
 RECURRENT = recurrent_target(TABLE)
 
@@ -360,7 +362,10 @@ def test_a_star_emits_at_most_two_tokens_in_a_call():
         "prompt-lookup",
         *(
             pytest.param(name, marks=pytest.mark.medium)
-            for name in ("extra-slots", *(n for n in DRAFTERS if n.startswith("dra")))
+            for name in (
+                "extra-slots",
+                *(n for n in DRAFTERS if n[:3] in ("dra", "fut")),
+            )
         ),
     ],
 )
