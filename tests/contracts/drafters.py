@@ -1,9 +1,6 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
 import functools
-from jtok import nn
-from jtok.decode import future_drafter
-from jtok.predict import FutureConfig, FutureModel, init_future
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtok import models
+from jtok import models, nn
 from jtok.decode import (
     Drafter,
     Rule,
     auxiliary_heads,
     draft_model,
     dynamic,
+    future_drafter,
     host_drafter,
     mtp,
     no_drafter,
@@ -32,7 +30,10 @@ from jtok.nn import DecoderConfig
 from jtok.ops import Tree
 from jtok.predict import (
     AuxiliaryHeads,
+    FutureConfig,
+    FutureModel,
     HeadsConfig,
+    init_future,
     init_heads,
     mask_head,
     sampler_init,
