@@ -9,6 +9,7 @@ from jtok.decode.calibrate import (
     prune_template,
     tune_template,
 )
+from jtok.decode.chimera import LastState, chimera, medusa
 from jtok.decode.draft_model import DraftState, draft_model
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.dynamic import Dynamic, dynamic, grow_tree
@@ -36,7 +37,7 @@ from jtok.decode.rules import exact, rule_for
 from jtok.decode.serve import serve
 from jtok.decode.sessions import Session
 from jtok.decode.stream import Event, stream
-from jtok.decode.templates import recycling_template
+from jtok.decode.templates import chimera_template, recycling_template
 from jtok.decode.types import (
     Accepted,
     Drafter,
@@ -59,6 +60,7 @@ __all__ = [
     "Dynamic",
     "Event",
     "Generated",
+    "LastState",
     "Needs",
     "Processor",
     "Proposal",
@@ -76,6 +78,8 @@ __all__ = [
     "accept_typical",
     "allow_tokens",
     "check_q",
+    "chimera",
+    "chimera_template",
     "choose_template",
     "cost_curve",
     "dfa",
@@ -89,6 +93,7 @@ __all__ = [
     "grow_tree",
     "load_table",
     "lower_decode",
+    "medusa",
     "no_drafter",
     "node_laws",
     "prompt_lookup",

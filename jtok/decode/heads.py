@@ -1,6 +1,7 @@
 """Drafting with heads: a chain or a static tree, level by level."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array
 from jtok.decode.candidates import chooser, inner_layout, point_masses
 from jtok.decode.types import Proposal, Tokens
 from jtok.errors import check
-from jtok.ops import Tree
+from jtok.ops import Readout, Tree
 from jtok.predict.heads import DraftHead
 
 __all__ = ["draft_tree"]
@@ -53,9 +54,7 @@ def draft_tree(
     check(deepest <= head.steps, "tree", f"depth {deepest}", f"at most {head.steps}")
     layout = inner_layout(tree, own=own)
     batch, root, start = tokens.count.shape[0], tokens.root, tokens.count - 1
-    read = functools.partial(head.readout, params)
     width = int(layout.rank.max()) + 1
-    choose = chooser(read, tokens.sampling, own=own, width=width)
     drafts = jnp.broadcast_to(root[:, None], (batch, tree.num_nodes))
     real = jnp.ones((batch, tree.num_nodes), bool)
     sampled = own and tokens.sampling is not None
@@ -64,6 +63,9 @@ def draft_tree(
     for level in range(deepest):
         hidden, state = head.step(params, context, state, drafts[:, frontier], level)
         depth = jnp.full((batch, len(frontier)), level, jnp.int32)
+        choose = chooser(
+            _reader(head, params, level), tokens.sampling, own=own, width=width
+        )
         found = choose(hidden, start, depth, deepest)
         below = np.flatnonzero(np.asarray(tree.depth) == level + 1)
         parent = np.searchsorted(frontier, np.asarray(tree.parent)[below])
@@ -81,3 +83,9 @@ def draft_tree(
     if own and laws is None:
         laws = point_masses(drafts, vocab_size)
     return Proposal(drafts, real, q=laws, tree=tree)
+
+
+def _reader(head: DraftHead, params: PyTree, level: int) -> Callable[..., Readout]:
+    if not head.each:
+        return functools.partial(head.readout, params)
+    return lambda hidden, want: head.readout(params, hidden, want, level)

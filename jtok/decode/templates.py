@@ -2,9 +2,10 @@
 
 import functools
 
+from jtok.errors import check
 from jtok.ops import Tree
 
-__all__ = ["recycling_template"]
+__all__ = ["chimera_template", "recycling_template"]
 
 # Candidate ranks along every path of the "2.2.2" tree, level by level.
 _RECYCLING = """
@@ -32,3 +33,37 @@ def recycling_template() -> Tree:
       81
     """
     return Tree.from_paths([tuple(map(int, path)) for path in _RECYCLING.split()])
+
+
+# The tree of Chimera and EAGLE-1, level by level.
+_CHIMERA = """
+0 1 2 3
+00 01 02 10 11 20 21 30
+000 001 002 010 011 020 021 100
+0000 0001 0002
+00000 00001
+"""
+
+
+@functools.lru_cache(maxsize=8)
+def chimera_template(steps: int = 5) -> Tree:
+    """The tree of Chimera: 25 drafts and the root, 5 levels, cut to what heads reach.
+
+    Args:
+      steps: levels to keep, 1 or more; 4 keep 23 drafts.
+
+    Returns:
+      `Tree`.
+
+    Raises:
+      ArgumentError: no level.
+
+    Source: Zeng et al. 2024, arXiv 2402.15758, released code.
+
+    Example:
+      >>> chimera_template().num_nodes, chimera_template(4).num_nodes
+      (26, 24)
+    """
+    check(steps >= 1, "steps", steps, "at least 1")
+    paths = [tuple(map(int, path)) for path in _CHIMERA.split()]
+    return Tree.from_paths([path for path in paths if len(path) <= steps])

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtok.ops import Readout, Want
+from jtok.ops import Readout
 
 __all__ = ["DraftHead"]
 
@@ -25,11 +25,14 @@ class DraftHead(NamedTuple):
       step: `(params, context, state, tokens[batch, nodes], index) -> (hidden[batch,
         nodes, dim], state)`; `index` (a Python int) counts the steps from 0, and state
         arrays are `[batch, nodes, ...]`.
-      readout: `(params, hidden, Want) -> Readout`.
+      readout: `(params, hidden, Want) -> Readout`, with `index` as a fourth argument
+        where `each` says so.
       steps: most steps, so the most tokens of a chain.
+      each: every step has a readout of its own.
     """
 
     init: Callable[[PyTree, PyTree], PyTree]
     step: Callable[[PyTree, PyTree, PyTree, jax.Array, int], tuple[jax.Array, PyTree]]
-    readout: Callable[[PyTree, jax.Array, Want], Readout]
+    readout: Callable[..., Readout]
     steps: int
+    each: bool = False

@@ -3,13 +3,19 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jtok import nn
 from jtok.decode import (
     Drafter,
     Rule,
+    chimera,
+    chimera_template,
     draft_model,
     dynamic,
+    medusa,
     no_drafter,
     prompt_lookup,
     recycling_template,
@@ -18,7 +24,9 @@ from jtok.decode import (
     token_recycling,
     typical,
 )
+from jtok.models import Model
 from jtok.ops import Tree
+from jtok.predict import init_fusing, init_state_heads
 from jtok.testing import (
     adversary_drafter,
     bigram_target,
@@ -85,6 +93,29 @@ CHAINS_ONLY = bigram_target(NEAR, whole_context=True, trees=False)
 RECURRENT = recurrent_target(NEAR)
 
 
+def _reading() -> Model:
+    """The suite's target as what draft stacks know of it: its states are its logits."""
+    config = nn.DecoderConfig(
+        vocab_size=VOCAB, width=VOCAB, num_layers=1, num_heads=1, num_kv_heads=1,
+        head_dim=VOCAB, mlp_width=8, max_positions=64,
+    )  # fmt: skip
+    eye = jnp.eye(VOCAB)
+    return Model({"embed": {"tokens": eye}, "unembed": {"kernel": eye}}, config)
+
+
+def fusing_stack() -> Any:
+    """Its heads read the newest token's row of the table out of the trigram."""
+    draft = init_fusing(_reading(), jax.random.key(0))
+    outer = jnp.concatenate([jnp.zeros((2 * VOCAB, VOCAB)), jnp.eye(VOCAB)])
+    params = {
+        **draft.params,
+        "trigram": {**draft.params["trigram"], "outer": {"kernel": outer}},
+    }
+    rows = jnp.concatenate([0.3 * jnp.eye(VOCAB), jnp.asarray(TABLE).T], axis=1)
+    params["heads"] = {"kernel": jnp.stack([rows] * 4)}
+    return draft.replace(params=params)
+
+
 DRAFTERS: dict[str, Case] = {
     "none": case(no_drafter()),
     "prompt-lookup": case(prompt_lookup()),
@@ -141,4 +172,10 @@ DRAFTERS: dict[str, Case] = {
         typical(),
         "none",
     ),
+    "chimera": case(chimera(fusing_stack(), chimera_template(3))),
+    "chimera-chain": case(chimera(fusing_stack(), Tree.chain(4))),
+    "chimera-own-tree": case(
+        chimera(fusing_stack(), MIXED, draw="own"), guarantee="distribution"
+    ),
+    "medusa": case(medusa(init_state_heads(_reading()), MIXED)),
 }

@@ -21,12 +21,12 @@ _BLOCKS = {"gpu": 8192}  # slots of the cache at a time; elsewhere 256
 
 def attention(
     query: Float[Array, "batch seq heads head_dim"],
-    key: Float[Array, "batch kv_heads seq head_dim"],
-    value: Float[Array, "batch kv_heads seq head_dim"],
-    allow: Bool[Array, "batch seq seq"],
+    key: Float[Array, "batch kv_heads keys head_dim"],
+    value: Float[Array, "batch kv_heads keys head_dim"],
+    allow: Bool[Array, "batch seq keys"],
     *,
     scale: float,
-    bias: Float[Array, " #batch #heads #seq seq"] | None = None,
+    bias: Float[Array, " #batch #heads #seq keys"] | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "batch seq heads head_dim"]:
     """Attention among the tokens of one call, without a cache.
@@ -37,11 +37,12 @@ def attention(
 
     Args:
       query: `[batch, seq, heads, head_dim]`.
-      key: `[batch, kv_heads, seq, head_dim]`; `heads` is a multiple of `kv_heads`.
+      key: `[batch, kv_heads, keys, head_dim]`; `heads` is a multiple of `kv_heads`.
+        Keys need not be those of the queries' tokens.
       value: as `key`.
-      allow: `[batch, seq, seq]` bool, row = query, True = may attend.
+      allow: `[batch, seq, keys]` bool, row = query, True = may attend.
       scale: factor on the scores.
-      bias: `[batch, heads or 1, seq or 1, seq]` added to the scaled scores.
+      bias: `[batch, heads or 1, seq or 1, keys]` added to the scaled scores.
       softcap: scores become `softcap * tanh(scores / softcap)`, None for no cap.
 
     Returns:

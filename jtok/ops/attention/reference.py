@@ -23,12 +23,12 @@ MASKED = -1e30
 
 def attention(
     query: Float[Array, "batch seq heads head_dim"],
-    key: Float[Array, "batch kv_heads seq head_dim"],
-    value: Float[Array, "batch kv_heads seq head_dim"],
-    allow: Bool[Array, "batch seq seq"],
+    key: Float[Array, "batch kv_heads keys head_dim"],
+    value: Float[Array, "batch kv_heads keys head_dim"],
+    allow: Bool[Array, "batch seq keys"],
     *,
     scale: float,
-    bias: Float[Array, " #batch #heads #seq seq"] | None = None,
+    bias: Float[Array, " #batch #heads #seq keys"] | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "batch seq heads head_dim"]:
     """All scores at once for few queries, else those of `CHUNK` queries at a time."""
