@@ -84,7 +84,8 @@ class Config:
     Attributes:
       model: hub id or folder of the target; "" for the small model of `pretrain`.
       small: whether that small model is the real one or the smoke-sized one.
-      seeds: of the trainings.
+      seeds: of the trainings of Medusa and of the whole stack.
+      part_seeds: of the stack without a part.
       arms: which of `ARMS`.
       chat: hub id of a data set of conversations to train on; "" takes the standard
         library.
@@ -108,16 +109,17 @@ class Config:
     model: str = ""
     small: bool = True
     seeds: tuple[int, ...] = (0, 1, 2)
+    part_seeds: tuple[int, ...] = (0,)
     arms: tuple[str, ...] = tuple(ARMS)
     chat: str = ""
     heads: str = "light"
     num_heads: int = 4
     labels: str = "teacher"
-    rows: int = 1536
+    rows: int = 960
     length: int = 64
     batch: int = 4
     accumulate: int = 1
-    steps: int = 384
+    steps: int = 240
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     prompts: int = 16
@@ -156,7 +158,7 @@ def run(config: Config, report: Any) -> None:
     texts = _own_texts(model, domains, config, report)
     found: dict[tuple[str, int], dict[str, Any]] = {}
     drafts = {}
-    jobs = [(arm, seed) for seed in config.seeds for arm in config.arms]
+    jobs = [(arm, seed) for arm in config.arms for seed in _seeds(config, arm)]
     for arm, seed in report.progress(jobs, "train and measure"):
         draft = _trained(config, model, arm, seed, data, report)
         drafts[arm] = draft
@@ -168,6 +170,12 @@ def run(config: Config, report: Any) -> None:
     _report_agreement(found, config, report)
     _report_calls(found, config, report)
     _report_claims(found, config, report)
+
+
+def _seeds(config: Config, *arms: str) -> tuple[int, ...]:
+    """Those for which all of some arms are trained."""
+    whole = all(arm in ("medusa", "chimera") for arm in arms)
+    return config.seeds if whole else config.part_seeds
 
 
 # ---- training
@@ -252,17 +260,15 @@ def _train(
     config: Config, model: Any, arm: str, seed: int, data: Any, folder: Path
 ) -> None:
     draft = _made(config, model, arm, seed)
-    labels: Any = config.labels
-    goal = Objective(labels=labels, hidden=0.0 if arm == "medusa" else 1.0)
-    rate = train.schedule(
-        "cosine", peak=config.learning_rate, steps=config.steps,
-        warmup=max(1, config.steps // 100),
-    )  # fmt: skip
+    key = (id(model), config, arm)
+    if key not in _STEPS:
+        _STEPS[key] = _step_of(config, model, arm, draft)
+    loss_fn, optimizer = _STEPS[key]
     result = train.fit(
-        predict.draft_loss(model, draft, objective=goal),
+        loss_fn,
         draft.params,
         frozen=model.params,
-        optimizer=train.adamw(rate, weight_decay=config.weight_decay),
+        optimizer=optimizer,
         data=functools.partial(data, seed),
         steps=config.steps,
         key=jax.random.key(seed),
@@ -273,6 +279,20 @@ def _train(
         progress=False,
     )
     predict.save_draft(draft.replace(params=result.trainable), folder / "draft")
+
+
+_STEPS: dict[Any, Any] = {}  # seeds of an arm share what is compiled
+
+
+def _step_of(config: Config, model: Any, arm: str, draft: Any) -> Any:
+    labels: Any = config.labels
+    goal = Objective(labels=labels, hidden=0.0 if arm == "medusa" else 1.0)
+    rate = train.schedule(
+        "cosine", peak=config.learning_rate, steps=config.steps,
+        warmup=max(1, config.steps // 100),
+    )  # fmt: skip
+    optimizer = train.adamw(rate, weight_decay=config.weight_decay)
+    return predict.draft_loss(model, draft, objective=goal), optimizer
 
 
 # ---- measures
@@ -299,38 +319,49 @@ def _own_texts(
 
 
 @functools.partial(jax.jit, static_argnames="top")
-def _ranks(model: Any, draft: Any, ids: Any, own: Any, top: int = 5) -> Any:
-    """`[steps, top]` how often the target's token is among the best 1, 2, ..."""
-    mask = jnp.cumsum(own[:, ::-1], axis=1)[:, ::-1] > 0
-    hidden = model(ids, mask=mask, logits="none").hidden
-    wanted, real = predict.future_labels(
-        jnp.where(own, ids, IGNORE), range(2, draft.config.steps + 2)
-    )
-    # The root is the target's own, too, or there would be nothing to draft after.
-    real = real & predict.future_labels(jnp.where(own, ids, IGNORE), [1])[1]
+def _hits(model: Any, draft: Any, ids: Any, own: Any, top: int = 5) -> Any:
+    """`[steps, top]` how often the target's token is among the best, and `[steps, 1]`.
+
+    One text at a time, as the logits of all heads are looked at.
+    """
+
+    def one(row: Any) -> Any:
+        ids, own = row[0][None], row[1][None]
+        mask = jnp.cumsum(own[:, ::-1], axis=1)[:, ::-1] > 0
+        hidden = model(ids, mask=mask, logits="none").hidden
+        labels = jnp.where(own, ids, IGNORE)
+        # The root is the target's own, too, or there is nothing to draft after.
+        _, rooted = predict.future_labels(labels, [1])
+        wanted, real = predict.future_labels(labels, range(2, draft.config.steps + 2))
+        logits = _logits(draft, hidden, ids, mask)
+        _, best = jax.lax.top_k(logits, top)
+        hit = best == jnp.moveaxis(wanted, -1, 0)[..., None]
+        counts = jnp.moveaxis(real & rooted, -1, 0)[..., None]
+        within = jnp.cumsum(hit, axis=-1) * counts
+        return jnp.sum(within, axis=(1, 2)), jnp.sum(counts, axis=(1, 2))
+
+    hits, counts = jax.lax.map(one, (ids, own))
+    return jnp.sum(hits, axis=0), jnp.sum(counts, axis=0)
+
+
+def _logits(draft: Any, hidden: Any, ids: Any, mask: Any) -> Any:
+    """Of all heads over one text, `[steps, 1, seq, vocab]`."""
     if isinstance(draft, predict.Fusing):
         states = predict.fuse(draft, hidden, ids, mask=mask)
-        logits = predict.head_logits(draft, hidden, states)
-    else:
-        head = predict.state_draft_head(draft.config)
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        read = jtok.ops.Want(rows=True)
-        every = []
-        for step in range(draft.config.steps):
-            none = head.init(draft, rows)
-            made, _ = head.step(draft, rows, none, jnp.zeros((len(rows), 1), int), step)
-            every.append(head.readout(draft, made, read, step).rows[:, 0])
-        logits = jnp.stack(every).reshape(len(every), *ids.shape, -1)
-    _, best = jax.lax.top_k(logits, top)
-    hit = best == jnp.moveaxis(wanted, -1, 0)[..., None]
-    counts = jnp.moveaxis(real, -1, 0)[..., None]
-    hits = jnp.sum(jnp.cumsum(hit, axis=-1) * counts, axis=(1, 2))
-    return hits, jnp.sum(counts, axis=(1, 2))
+        return predict.head_logits(draft, hidden, states)
+    head, rows = predict.state_draft_head(draft.config), hidden[0]
+    none, tokens = head.init(draft, rows), jnp.zeros((len(rows), 1), jnp.int32)
+    every = []
+    for step in range(draft.config.steps):
+        made, _ = head.step(draft, rows, none, tokens, step)
+        read = head.readout(draft, made, jtok.ops.Want(rows=True), step)
+        every.append(read.rows[None, :, 0])
+    return jnp.stack(every)
 
 
 def _agreement(model: Any, draft: Any, texts: list[Any]) -> dict[str, Any]:
     """`top1` and `top5` `[steps]` over all domains."""
-    found = [_ranks(model, draft, *text) for text in texts]
+    found = [_hits(model, draft, *text) for text in texts]
     hits = sum(np.asarray(hits) for hits, _ in found)
     counts = sum(np.asarray(counts) for _, counts in found)
     share = hits / counts
@@ -389,8 +420,8 @@ def _report_sizes(model: Any, drafts: dict[str, Any], report: Any) -> None:
     report.table("Parameters that train", rows)
 
 
-def _mean(found: Any, arm: str, seeds: Sequence[int], name: str) -> Any:
-    return np.mean([found[arm, seed][name] for seed in seeds], axis=0)
+def _each(found: Any, arm: str, config: Config, name: str) -> np.ndarray:
+    return np.array([found[arm, seed][name] for seed in _seeds(config, arm)])
 
 
 def _report_agreement(found: Any, config: Config, report: Any) -> None:
@@ -399,7 +430,7 @@ def _report_agreement(found: Any, config: Config, report: Any) -> None:
     for top in ("top1", "top5"):
         rows = []
         for arm in config.arms:
-            share = _mean(found, arm, config.seeds, top)
+            share = _each(found, arm, config, top).mean(axis=0)
             offsets = {
                 f"offset {k + 2}": round(float(x), 4) for k, x in enumerate(share)
             }
@@ -408,7 +439,7 @@ def _report_agreement(found: Any, config: Config, report: Any) -> None:
     fig = Figure(figsize=(8, 3))
     for axes, top in zip(fig.subplots(1, 2, sharey=True), ("top1", "top5")):
         for arm in config.arms:
-            share = _mean(found, arm, config.seeds, top)
+            share = _each(found, arm, config, top).mean(axis=0)
             axes.plot(np.arange(len(share)) + 2, share, marker="o", label=arm)
         axes.set(xlabel="offset", title=top, ylim=(0, 1))
     fig.axes[0].set_ylabel("share of positions")
@@ -421,10 +452,11 @@ def _report_calls(found: Any, config: Config, report: Any) -> None:
     for arm in config.arms:
         row: dict[str, Any] = {"arm": arm}
         for temperature in (0, 1):
-            each = [found[arm, seed][f"calls{temperature}"] for seed in config.seeds]
-            row[f"T={temperature}"] = round(float(np.mean(each)), 3)
-            row[f"T={temperature}, lowest"] = round(min(each), 3)
-            row[f"T={temperature}, highest"] = round(max(each), 3)
+            each = _each(found, arm, config, f"calls{temperature}")
+            row[f"T={temperature}"] = round(float(each.mean()), 3)
+            row[f"T={temperature}, lowest"] = round(float(each.min()), 3)
+            row[f"T={temperature}, highest"] = round(float(each.max()), 3)
+        row["seeds"] = len(_seeds(config, arm))
         rows.append(row)
     report.table("Tokens per call with the tree", rows)
 
@@ -453,16 +485,18 @@ def _report_claims(found: Any, config: Config, report: Any) -> None:
         reason="a bug: please report it",
     )  # fmt: skip
 
-    def of(arm: str, name: str) -> np.ndarray:
-        # An arm that was not trained measures as the whole stack does.
-        arm = arm if arm in config.arms else "chimera"
-        return np.array([found[arm, seed][name] for seed in config.seeds])
-
     def margin(name: str, one: str = "chimera", other: str = "medusa") -> np.ndarray:
-        return of(one, name) - of(other, name)
+        # An arm that was not trained measures as the whole stack does.
+        one, other = (x if x in config.arms else "chimera" for x in (one, other))
+        pairs = [
+            (found[one, seed][name], found[other, seed][name])
+            for seed in _seeds(config, one, other)
+        ]
+        return np.array([a - b for a, b in pairs])
 
     top1 = margin("top1")
-    fewer = margin("calls0", "no states", "neither")
+    with_states = margin("calls0", "chimera", "no trigrams")
+    without_states = margin("calls0", "no states", "neither")
     for id_, claim, values, unit, reason in (
         ("over_medusa_t0", "tokens per call above Medusa's at T=0",
          margin("calls0"), "tokens/call", "see the agreement by offset"),
@@ -474,14 +508,14 @@ def _report_claims(found: Any, config: Config, report: Any) -> None:
          top1[:, -1] - top1[:, 0], "share",
          "agreement itself falls with the offset, and the margin with it"),
         ("trigrams_help", "tokens per call (T=0) lost without trigrams",
-         margin("calls0", "chimera", "no trigrams"), "tokens/call",
+         with_states, "tokens/call",
          "attention to the path and to the target's states tells as much as trigrams"),
         ("states_help", "tokens per call (T=0) lost without the stream of states",
          margin("calls0", "chimera", "no states"), "tokens/call",
          "the heads still read the last state, which holds most of what is needed"),
         ("trigrams_help_most_without_states",
          "what trigrams bring without the states, above what they bring with them",
-         fewer - margin("calls0", "chimera", "no trigrams"), "tokens/call",
+         without_states - with_states, "tokens/call",
          "the last state, which all heads read, stands in for the stream"),
     ):  # fmt: skip
         report.claim(
