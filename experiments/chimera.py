@@ -115,11 +115,11 @@ class Config:
     heads: str = "light"
     num_heads: int = 4
     labels: str = "teacher"
-    rows: int = 960
+    rows: int = 800
     length: int = 64
     batch: int = 4
     accumulate: int = 1
-    steps: int = 240
+    steps: int = 200
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     prompts: int = 16
@@ -131,7 +131,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         small=False, seeds=(0,), arms=("medusa", "chimera"), rows=16, length=16,
-        steps=4, prompts=1, prompt_tokens=12, new_tokens=12,
+        num_heads=2, steps=4, prompts=1, prompt_tokens=12, new_tokens=12,
     ),
     "small": Config(),
     "full": Config(

@@ -334,7 +334,7 @@ def fusing_axes(params: PyTree, config: FusingConfig) -> PyTree:
       >>> fusing_axes(fusing.params, fusing.config)["heads"]["kernel"]
       (None, 'vocab', None)
     """
-    heads = {"kernel": (None, None, None)}
+    heads: dict[str, tuple[str | None, ...]] = {"kernel": (None, None, None)}
     if config.heads == "full":
         heads = {"kernel": (None, "vocab", None), "bias": (None, "vocab")}
     whole = lambda tree: jax.tree.map(lambda leaf: (None,) * leaf.ndim, tree)

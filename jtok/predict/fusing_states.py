@@ -122,7 +122,7 @@ def run_layer(
     """The one layer on the tokens of a stream."""
     block = nn.Block(fusing.config.layer)
     params = {"params": fusing.params["layer"]}
-    return block.apply(params, x, positions, attend, lambda _, value: value)  # type: ignore[return-value]
+    return block.apply(params, x, positions, attend, lambda _, value: value)
 
 
 def fuse(
