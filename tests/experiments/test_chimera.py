@@ -20,8 +20,8 @@ def test_only_answers_of_a_conversation_are_learnt():
     end = vocabulary.special["eos"]
     learnt = [int(x) for x in labels[labels != IGNORE]]
     assert learnt.count(end) == 2
-    said = [vocabulary.decode(part) for part in (learnt[: learnt.index(end)],
-                                                 learnt[learnt.index(end) + 1 : -1])]  # fmt: skip
+    stop = learnt.index(end)
+    said = [vocabulary.decode(part) for part in (learnt[:stop], learnt[stop + 1 : -1])]
     assert said == [" sat on", " is"]
     np.testing.assert_array_equal(labels[labels >= 0], tokens[labels >= 0])
     whole = vocabulary.decode([int(x) for x in tokens[mask] if x != end])
