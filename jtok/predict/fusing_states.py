@@ -60,6 +60,8 @@ def encode_trigrams(
 ) -> Float[Array, "batch seq dim"]:
     """Encodes each token with the two before it.
 
+    Embeddings are scaled as the target scales them.
+
     "residual": `outer(g + silu(inner(g)))` of the three embeddings g, one after the
     other. "narrow": `outer(silu(inner(g)))`, where what lies before the text is zero.
     "token": the embedding of the last.

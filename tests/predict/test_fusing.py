@@ -284,6 +284,27 @@ def test_a_new_stack_reads_out_the_sum(heads):
     assert_close(read_out(draft, hidden, states), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_sizes_for_a_target_of_seven_billion():
+    sizes = dict(vocab_size=32000, width=4096, num_heads=32, num_kv_heads=32)
+    config = dataclasses.replace(tiny_config(), head_dim=128, mlp_width=11008, **sizes)
+
+    def count(heads):
+        def make(model):
+            chosen = fusing_config(model, heads=heads)
+            return init_fusing(model, jax.random.key(0), chosen).params
+
+        made = jax.eval_shape(make, models.abstract(config))
+        total = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+        return {name: total(part) for name, part in made.items()}
+
+    full, light = count("full"), count("light")
+    assert full["trigram"] == 9 * 4096**2 + 3 * 4096 + 3 * 4096**2
+    assert full["layer"] == 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+    assert full["heads"] == 4 * 32000 * 8192
+    assert round(sum(full.values()) / 1e9, 2) == 1.45
+    assert light["heads"] == 4 * 8192 * 4096
+
+
 def drafted(draft, hidden, ids, last, tokens):
     """The hidden states of a chain after `last`, drafted step by step."""
     head = fusing_head(draft.config)
