@@ -285,7 +285,7 @@ def test_a_new_stack_reads_out_the_sum(heads):
 
 
 def test_sizes_for_a_target_of_seven_billion():
-    sizes = dict(vocab_size=32000, width=4096, num_heads=32, num_kv_heads=32)
+    sizes = {"vocab_size": 32000, "width": 4096, "num_heads": 32, "num_kv_heads": 32}
     config = dataclasses.replace(tiny_config(), head_dim=128, mlp_width=11008, **sizes)
 
     def count(heads):
