@@ -72,6 +72,14 @@ PAPERS: tuple[Paper, ...] = (
             "Models Inference by Fusing all Tokens"
         ),
         arxiv="2402.15758",
+        symbols=(
+            "jtok.predict.init_fusing",
+            "jtok.predict.draft_loss",
+            "jtok.decode.chimera",
+            "jtok.decode.medusa",
+        ),
+        experiment="experiments.chimera",
+        status="partial",
         claim="A small draft stack on the target's last states decodes 2.7x faster.",
     ),
     Paper(

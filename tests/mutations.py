@@ -993,6 +993,51 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="vocab_size=vocab, own=own, valid=None,",
         killed_by="tests/decode/test_ftp.py::test_greedy_tokens[blockN-0]",
     ),
+    Mutation(
+        id="fusing-estimate-one-position-early",
+        slug="chimera",
+        path="jtok/predict/fusing_states.py",
+        before="out, _ = run_layer(fusing, x, rows + index + 1, attend)",
+        after="out, _ = run_layer(fusing, x, rows + index, attend)",
+        killed_by="tests/predict/test_fusing.py"
+        "::test_states_and_logits_of_the_released_code[forward_b1]",
+    ),
+    Mutation(
+        id="offset-labels-one-token-early",
+        slug="chimera",
+        path="jtok/predict/offset_losses.py",
+        before="offsets = range(2, steps + 2)",
+        after="offsets = range(1, steps + 1)",
+        killed_by="tests/predict/test_fusing.py"
+        "::test_losses_of_the_released_code[forward_b1]",
+    ),
+    Mutation(
+        id="fusing-trains-the-embedding",
+        slug="chimera",
+        path="jtok/predict/fusing_states.py",
+        before="embed = jax.lax.stop_gradient(fusing.base.embed)",
+        after="embed = fusing.base.embed",
+        killed_by="tests/predict/test_fusing.py"
+        "::test_gradients_of_the_released_code[forward_b1]",
+    ),
+    Mutation(
+        id="fusing-first-trigram-is-a-key",
+        slug="chimera",
+        path="jtok/predict/fusing_draft.py",
+        before="return _attend(config, context, grown, query, index + 1), (key, value)",
+        after="return _attend(config, context, grown, query, index), (key, value)",
+        killed_by="tests/predict/test_fusing.py"
+        "::test_drafting_agrees_with_training_at_every_step[one step]",
+    ),
+    Mutation(
+        id="medusa-reads-the-first-state",
+        slug="chimera",
+        path="jtok/decode/chimera.py",
+        before="last = jnp.maximum(verdict.count - 1, 0)[:, None, None]",
+        after="last = jnp.zeros_like(verdict.count)[:, None, None]",
+        killed_by="tests/decode/test_chimera.py"
+        "::test_heads_that_know_the_target_are_always_right",
+    ),
 )
 
 

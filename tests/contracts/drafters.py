@@ -1,5 +1,8 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
+from jtok.decode import chimera, chimera_template, medusa
+from jtok.models import Model
+from jtok.predict import init_fusing, init_state_heads
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -160,6 +163,29 @@ def future(guarantee: str = "token", **options: Any) -> Case:
     return Case(make, guarantee=guarantee)
 
 
+def _reading() -> Model:
+    """The suite's target as what draft stacks know of it: its states are its logits."""
+    config = nn.DecoderConfig(
+        vocab_size=VOCAB, width=VOCAB, num_layers=1, num_heads=1, num_kv_heads=1,
+        head_dim=VOCAB, mlp_width=8, max_positions=64,
+    )  # fmt: skip
+    eye = jnp.eye(VOCAB)
+    return Model({"embed": {"tokens": eye}, "unembed": {"kernel": eye}}, config)
+
+
+def fusing_stack() -> Any:
+    """Its heads read the newest token's row of the table out of the trigram."""
+    draft = init_fusing(_reading(), jax.random.key(0))
+    outer = jnp.concatenate([jnp.zeros((2 * VOCAB, VOCAB)), jnp.eye(VOCAB)])
+    params = {
+        **draft.params,
+        "trigram": {**draft.params["trigram"], "outer": {"kernel": outer}},
+    }
+    rows = jnp.concatenate([0.3 * jnp.eye(VOCAB), jnp.asarray(TABLE).T], axis=1)
+    params["heads"] = {"kernel": jnp.stack([rows] * 4)}
+    return draft.replace(params=params)
+
+
 DRAFTERS: dict[str, Case] = {
     "none": case(no_drafter()),
     "prompt-lookup": case(prompt_lookup()),
@@ -234,4 +260,10 @@ DRAFTERS: dict[str, Case] = {
     "future-chain-2": future(depth=2),
     "future-tree": future(tree=MIXED),
     "future-own": future(guarantee="distribution", draw="own"),
+    "chimera": case(chimera(fusing_stack(), chimera_template(3))),
+    "chimera-chain": case(chimera(fusing_stack(), Tree.chain(4))),
+    "chimera-own-tree": case(
+        chimera(fusing_stack(), MIXED, draw="own"), guarantee="distribution"
+    ),
+    "medusa": case(medusa(init_state_heads(_reading()), MIXED)),
 }
