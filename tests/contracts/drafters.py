@@ -1,8 +1,5 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
-from jtok.decode import chimera, chimera_template, medusa
-from jtok.models import Model
-from jtok.predict import init_fusing, init_state_heads
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,10 +13,13 @@ from jtok.decode import (
     Drafter,
     Rule,
     auxiliary_heads,
+    chimera,
+    chimera_template,
     draft_model,
     dynamic,
     future_drafter,
     host_drafter,
+    medusa,
     mtp,
     no_drafter,
     prompt_lookup,
@@ -29,6 +29,7 @@ from jtok.decode import (
     token_recycling,
     typical,
 )
+from jtok.models import Model
 from jtok.nn import DecoderConfig
 from jtok.ops import Tree
 from jtok.predict import (
@@ -36,8 +37,10 @@ from jtok.predict import (
     FutureConfig,
     FutureModel,
     HeadsConfig,
+    init_fusing,
     init_future,
     init_heads,
+    init_state_heads,
     mask_head,
     sampler_init,
 )
