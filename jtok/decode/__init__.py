@@ -11,7 +11,7 @@ from jtok.decode.calibrate import (
 )
 from jtok.decode.draft_model import DraftState, draft_model
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
-from jtok.decode.dynamic import Dynamic, dynamic, grow_tree
+from jtok.decode.dynamic import Dynamic, dynamic, grow_tree, grow_tree_with
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.heads import draft_tree
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
@@ -35,6 +35,13 @@ from jtok.decode.rejection import (
 from jtok.decode.rules import exact, rule_for
 from jtok.decode.serve import serve
 from jtok.decode.sessions import Session
+from jtok.decode.sorted import (
+    Lengths,
+    SortedState,
+    lengths,
+    sorted_chain,
+    sorted_tree,
+)
 from jtok.decode.stream import Event, stream
 from jtok.decode.templates import recycling_template
 from jtok.decode.types import (
@@ -59,6 +66,7 @@ __all__ = [
     "Dynamic",
     "Event",
     "Generated",
+    "Lengths",
     "Needs",
     "Processor",
     "Proposal",
@@ -66,6 +74,7 @@ __all__ = [
     "Rule",
     "Sampling",
     "Session",
+    "SortedState",
     "SpecBenchSummary",
     "Stats",
     "Tokens",
@@ -87,6 +96,8 @@ __all__ = [
     "find_continuation",
     "generate",
     "grow_tree",
+    "grow_tree_with",
+    "lengths",
     "load_table",
     "lower_decode",
     "no_drafter",
@@ -99,6 +110,8 @@ __all__ = [
     "save_table",
     "sequential",
     "serve",
+    "sorted_chain",
+    "sorted_tree",
     "spec_bench_summary",
     "spelling_dfa",
     "stream",

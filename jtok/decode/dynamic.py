@@ -4,7 +4,7 @@ Source: Li et al. 2024, arXiv 2406.16858 (EAGLE-2), section 4.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,9 @@ from jaxtyping import Array, Int
 from jtok.decode.types import Proposal
 from jtok.errors import check
 
-__all__ = ["Dynamic", "dynamic", "grow_tree"]
+__all__ = ["Dynamic", "dynamic", "grow_tree", "grow_tree_with"]
+
+PyTree = Any
 
 
 class Dynamic(NamedTuple):
@@ -72,6 +74,7 @@ def dynamic(beam: int = 10, expansions: int = 4, num_nodes: int = 60) -> Dynamic
 
 
 Look = Callable[[Array, Array, Array], tuple[Array, Array]]
+LookWith = Callable[[Array, Array, Array, PyTree], tuple[Array, Array, PyTree]]
 
 
 def grow_tree(look: Look, root: Int[Array, " batch"], size: Dynamic) -> Proposal:
@@ -100,6 +103,35 @@ def grow_tree(look: Look, root: Int[Array, " batch"], size: Dynamic) -> Proposal
       >>> grow_tree(look, jnp.array([0]), dynamic(1, 2, 4)).tokens.tolist()
       [[0, 1, 0, 1]]
     """
+
+    def stateless(
+        level: Array, tokens: Array, parent: Array, state: None
+    ) -> tuple[Array, Array, None]:
+        return (*look(level, tokens, parent), state)
+
+    return grow_tree_with(stateless, root, size, None)[0]
+
+
+def grow_tree_with(
+    look: LookWith, root: Int[Array, " batch"], size: Dynamic, state: PyTree
+) -> tuple[Proposal, PyTree]:
+    """`grow_tree` of a drafter that remembers something from level to level.
+
+    Args:
+      look: as `grow_tree` takes it, with a state as its last argument and last result.
+      root: `[batch]` int32 newest token of every row.
+      size: static sizes.
+      state: arrays, before the first level.
+
+    Returns:
+      The proposal, and the state after the last level.
+
+    Example:
+      >>> def look(level, tokens, parent, count):
+      ...     return jnp.zeros((1, 1, 1), jnp.int32), jnp.zeros((1, 1, 1)), count + 1
+      >>> int(grow_tree_with(look, jnp.array([0]), dynamic(1, 2, 4), 0)[1])
+      3
+    """
     batch, beam, slots = root.shape[0], size.beam, size.num_slots
     # One level of slots more than is looked at, so that every level writes the next.
     shape, pool = (batch, slots + beam), (batch, size.max_depth, beam * beam)
@@ -114,9 +146,14 @@ def grow_tree(look: Look, root: Int[Array, " batch"], size: Dynamic) -> Proposal
         "pool_scores": jnp.full(pool, -jnp.inf, jnp.float32),
     }
 
-    def expand(level: Array, carry: dict[str, Array]) -> dict[str, Array]:
+    def expand(
+        level: Array, before: tuple[dict[str, Array], PyTree]
+    ) -> tuple[dict[str, Array], PyTree]:
+        carry, state = before
         first = level * beam
-        ids, gains = look(level, carry["tokens"][:, :slots], carry["parent"][:, :slots])
+        ids, gains, state = look(
+            level, carry["tokens"][:, :slots], carry["parent"][:, :slots], state
+        )
         above = jax.lax.dynamic_slice_in_dim(carry["score"], first, beam, 1)
         scores = (above[..., None] + gains).reshape(batch, -1)
         ids = ids.reshape(batch, -1)
@@ -131,10 +168,10 @@ def grow_tree(look: Look, root: Int[Array, " batch"], size: Dynamic) -> Proposal
         out = {k: put(carry[k], v, first + beam, 1) for k, v in new.items()}
         out["pool_tokens"] = carry["pool_tokens"].at[:, level].set(ids)
         out["pool_scores"] = carry["pool_scores"].at[:, level].set(scores)
-        return out
+        return out, state
 
-    carry = jax.lax.fori_loop(0, size.max_depth, expand, carry)
-    return _prune(carry, root, size)
+    carry, state = jax.lax.fori_loop(0, size.max_depth, expand, (carry, state))
+    return _prune(carry, root, size), state
 
 
 def _prune(carry: dict[str, Array], root: Array, size: Dynamic) -> Proposal:

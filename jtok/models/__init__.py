@@ -17,6 +17,13 @@ from jtok.models.model import (
     stack_layers,
 )
 from jtok.models.scoring import Scores, encode, score
+from jtok.models.segments import (
+    cut_layers,
+    embed_ids,
+    final_norm,
+    run_segment,
+    segment_config,
+)
 from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
 
 __all__ = [
@@ -39,15 +46,20 @@ __all__ = [
     "backbone_of",
     "commit",
     "config_from",
+    "cut_layers",
+    "embed_ids",
     "encode",
     "family_of",
+    "final_norm",
     "init",
     "init_cache",
     "load",
     "logits_target",
     "model_target",
+    "run_segment",
     "save",
     "score",
+    "segment_config",
     "split_layers",
     "stack_layers",
 ]
