@@ -68,7 +68,7 @@ def lengths(
 def sorted_chain(
     model: Model,
     exits: Sequence[int],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | int],
     *,
     chain: Lengths | None = None,
     draw: Literal["shared", "own", "greedy"] = "shared",
@@ -131,7 +131,7 @@ def sorted_chain(
 def sorted_tree(
     model: Model,
     exits: Sequence[int],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | int],
     *,
     size: Dynamic | None = None,
     level: Literal["max", "mean"] = "max",
@@ -174,7 +174,7 @@ def sorted_tree(
 def _made(
     model: Model,
     exits: Sequence[int],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | int],
     confidence: Confidence | None,
     compat: str | None,
     cut: float,

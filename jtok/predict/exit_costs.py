@@ -160,8 +160,8 @@ def modelled_speed(
 def expected_speed(
     confidence: Float[np.ndarray, "exits batch seq"],
     correct: Bool[np.ndarray, "exits batch seq"],
-    thresholds: Sequence[float],
-    costs: Sequence[float] | np.ndarray,
+    thresholds: Sequence[float | int],
+    costs: Sequence[float | int] | np.ndarray,
     *,
     length: int = 5,
 ) -> float:
@@ -207,10 +207,22 @@ def expected_speed(
 def calibrate_thresholds(
     confidence: Float[np.ndarray, "exits batch seq"],
     correct: Bool[np.ndarray, "exits batch seq"],
-    costs: Sequence[float] | np.ndarray,
+    costs: Sequence[float | int] | np.ndarray,
     *,
     length: int = 5,
-    grid: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 2.0),
+    grid: Sequence[float | int] = (
+        0.0,
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        2.0,
+    ),
 ) -> Calibrated:
     """Chooses the thresholds with the best predicted speed-up.
 

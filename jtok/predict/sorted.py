@@ -93,7 +93,7 @@ def check_exits(exits: Sequence[int], num_layers: int) -> tuple[int, ...]:
 
 
 def check_thresholds(
-    thresholds: Sequence[float] | Float[np.ndarray, " exits"], num_exits: int
+    thresholds: Sequence[float | int] | Float[np.ndarray, " exits"], num_exits: int
 ) -> tuple[float, ...]:
     """Refuses thresholds that do not belong to the exits.
 
@@ -387,7 +387,7 @@ def early_exit(
     model: Model,
     ids: Int[Array, "batch seq"],
     exits: Sequence[int],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | int],
     *,
     positions: Int[Array, "batch seq"] | None = None,
     mask: Bool[Array, "batch seq"] | Bool[Array, "batch seq seq"] | None = None,

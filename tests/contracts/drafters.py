@@ -15,6 +15,8 @@ from jtok.decode import (
     recycling_template,
     rejection,
     sequential,
+    sorted_chain,
+    sorted_tree,
     token_recycling,
     typical,
 )
@@ -28,6 +30,7 @@ from jtok.testing import (
     oracle_drafter,
     random_drafter,
     recurrent_target,
+    tiny_model,
 )
 
 
@@ -83,6 +86,7 @@ NEAR = TABLE + np.random.default_rng(1).normal(size=TABLE.shape).astype(np.float
 SMALLER = bigram_target(NEAR, whole_context=True)
 CHAINS_ONLY = bigram_target(NEAR, whole_context=True, trees=False)
 RECURRENT = recurrent_target(NEAR)
+NESTED = tiny_model(vocab_size=VOCAB)
 
 
 DRAFTERS: dict[str, Case] = {
@@ -130,6 +134,11 @@ DRAFTERS: dict[str, Case] = {
     "draft-model-own-tree": case(
         draft_model(SMALLER, tree=MIXED, draw="own"), guarantee="distribution"
     ),
+    "sorted-chain": case(sorted_chain(NESTED, (1, 2), (0.2, 0.0))),
+    "sorted-own": case(
+        sorted_chain(NESTED, (1, 2), (0.2, 0.0), draw="own"), guarantee="distribution"
+    ),
+    "sorted-tree": case(sorted_tree(NESTED, (1, 2), (0.2, 0.0), size=dynamic(3, 2, 9))),
     "drawn-with-replacement": case(
         drawn_drafter(NEAR, MIXED), None, rejection(replacement=True), "distribution"
     ),

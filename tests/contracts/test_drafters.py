@@ -247,6 +247,7 @@ CHAINS = (
     "draft-model",
     "draft-model-chains-only",
     "draft-model-recurrent",
+    "sorted-chain",
     "oracle",
     "adversary",
 )
