@@ -183,7 +183,7 @@ def run(config: Config, report: Any) -> None:
     _report_losses(config, drafts, report)
     prompts = _prompts(config, next(iter(targets.values())), report)
     runs = _decode_all(config, targets, drafts, prompts, report)
-    _report_speeds(config, targets, runs, report)
+    _report_speeds(config, targets, drafts, runs, report)
     _report_lossless(runs, report)
     _report_calibration(config, targets, drafts, prompts, runs, report)
     _report_trees(config, targets, drafts, prompts, report)
@@ -395,28 +395,27 @@ def _costs(config: Config, draft: Model, target: Model, fixed: int | None) -> An
     return costs
 
 
-def _modelled(config: Config, target: Model, out: Generated, fixed: Any) -> float:
+def _modelled(
+    config: Config, draft: Model, target: Model, out: Generated, fixed: Any
+) -> float:
     left = np.asarray(out.drafter_state.left).sum(axis=0)
-    draft = cut_layers(_SHAPES["draft"], config.exits[-1])
     cost = float(left @ _costs(config, draft, target, fixed)) / max(left.sum(), 1)
     calls = out.stats.calls
     return modelled_speed(out.stats.emitted / calls, left.sum() / calls, cost)
 
 
-_SHAPES: dict[str, Model] = {}
-
-
-def _report_speeds(config: Config, targets: Any, runs: Any, report: Any) -> None:
-    first = next(iter(targets.values()))
-    _SHAPES["draft"] = jtok.models.load(config.draft) if config.draft else first
+def _report_speeds(
+    config: Config, targets: Any, drafts: Any, runs: Any, report: Any
+) -> None:
     settings = _settings(config)
     speeds: dict[Any, float] = {}
     rows = []
     for (temperature, target, seed, name), out in runs.items():
         if name == "plain":
             continue
-        fixed = settings[name][2]
-        speed = _modelled(config, targets[target], out, fixed)
+        kind, _, fixed = settings[name]
+        draft = drafts[kind, seed]
+        speed = _modelled(config, draft, targets[target], out, fixed)
         speeds[temperature, target, seed, name] = speed
         left = np.asarray(out.drafter_state.left).sum(axis=0)
         calls = out.stats.calls
@@ -574,7 +573,7 @@ def _speed_of(
         target, prompts, max_new_tokens=config.new_tokens, stop_ids=(),
         drafter=_chain(config, draft, bounds),
     )  # fmt: skip
-    return _modelled(config, target, out, None)
+    return _modelled(config, draft, target, out, None)
 
 
 def _trace(config: Config, draft: Model, whole: Any, prompts: Any) -> Any:
