@@ -815,8 +815,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="sorted-cache-keeps-a-rejected-draft",
         slug="s2d",
         path="jtok/decode/sorted.py",
-        before="cache.replace(length=jnp.minimum(cache.length, kept))",
-        after="cache.replace(length=jnp.minimum(cache.length, kept + 1))",
+        before="length=jnp.minimum(cache.length, kept)",
+        after="length=jnp.minimum(cache.length, kept + 1)",
         killed_by="tests/decode/test_sorted.py"
         "::test_drafts_and_exits_are_those_without_a_cache",
     ),

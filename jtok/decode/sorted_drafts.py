@@ -102,7 +102,7 @@ def propose_chain(
     elif plan.draw == "own":
         q = point_masses(ids, vocab)
     proposal = Proposal(ids, node <= stop[:, None], q=q, tree=Tree.chain(most))
-    return proposal, state.replace(drafted=stop)
+    return proposal, dataclasses.replace(state, drafted=stop)
 
 
 def _draft_one(
@@ -147,7 +147,7 @@ def _draft_one(
     if plan.score is not None:
         best = look(chosen)
     left = state.left + jax.nn.one_hot(exit, count, dtype=jnp.int32) * active[:, None]
-    return state.replace(left=left), best, exit
+    return dataclasses.replace(state, left=left), best, exit
 
 
 def _picked(rows: Array, new: PyTree, old: PyTree) -> PyTree:
@@ -208,7 +208,7 @@ def propose_tree(
 
             x = jax.lax.cond(wanted, deeper, lambda x, _: x, x, state.caches[number])
             passes = state.passes.at[number].add(wanted.astype(jnp.int32))
-            state = state.replace(passes=passes)
+            state = dataclasses.replace(state, passes=passes)
             slots = jax.lax.dynamic_slice_in_dim(x, level * size.beam, size.beam, 1)
             look_at = functools.partial(_read_level, plan, model)
             seen = jax.lax.cond(wanted, look_at, lambda _: blank, slots)
@@ -221,7 +221,7 @@ def propose_tree(
             exit, done = jnp.where(taken, number, exit), done | taken
         once = jax.nn.one_hot(exit, count, dtype=jnp.int32)
         left = state.left + once * (state.length > 0)[:, None]
-        return (*best, state.replace(left=left))
+        return (*best, dataclasses.replace(state, left=left))
 
     return grow_tree_with(look, tokens.root, size, state)
 

@@ -6,6 +6,7 @@ in its stream, so that segment s + 1 can read it there whenever it has to. Forge
 tokens is shortening the caches.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -193,7 +194,9 @@ def catch_up(
     if has_next:
         stream = constrain(stream, "batch", None, "seq", "embed")
         streams = (*streams[:index], stream, *streams[index + 1 :])
-    return state.replace(caches=caches, streams=streams, passes=passes), there
+    return dataclasses.replace(
+        state, caches=caches, streams=streams, passes=passes
+    ), there
 
 
 def read_out(plan: Plan, model: PyTree, hidden: Array, want: Want) -> Any:

@@ -42,7 +42,7 @@ def cut_layers(model: core.Model, num_layers: int) -> core.Model:
     config = segment_config(model.config, 0, num_layers)
     layers = _layers(model.params["layers"], 0, num_layers)
     params = {**model.params, "layers": layers}
-    return model.replace(params=params, config=config)
+    return dataclasses.replace(model, params=params, config=config)
 
 
 def segment_config(config: Any, first: int, last: int) -> nn.DecoderConfig:

@@ -9,6 +9,7 @@ Source: Kavehzadeh et al. 2024, arXiv 2407.01955 (sorted drafts); Kavehzadeh et 
 chunked, and there may be a teacher.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -267,8 +268,8 @@ def sorted_loss(
     shares = _shares(weights, len(exits))
     check(0 <= distill <= 1, "distill", distill, "0 to 1")
     check(temperature > 0, "temperature", temperature, "above 0")
-    shell = model.replace(params=None)
-    guide = None if teacher is None else teacher.replace(params=None)
+    shell = dataclasses.replace(model, params=None)
+    guide = None if teacher is None else dataclasses.replace(teacher, params=None)
     if guide is not None:
         same = guide.config.vocab_size == model.config.vocab_size
         expected = f"{model.config.vocab_size} ids, as the model has"
@@ -279,7 +280,7 @@ def sorted_loss(
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         del key
         tokens, seen = _batch(batch)
-        student = shell.replace(params=trainable)
+        student = dataclasses.replace(shell, params=trainable)
         hidden = exit_hidden(student, tokens[:, :-1], exits, **seen)
         targets, counts = _targets(tokens, batch.get("mask"))
         weight, bias = student.unembedding()
@@ -465,7 +466,7 @@ def _teacher(
     """Hidden states that teach and what they are read out with, without gradients."""
     whole, hidden = student, last
     if guide is not None:
-        whole = guide.replace(params=frozen)
+        whole = dataclasses.replace(guide, params=frozen)
         hidden = whole(ids, logits="none", **seen).hidden
     weight, bias = jax.lax.stop_gradient(whole.unembedding())
     cap = getattr(whole.config, "final_softcap", None)
