@@ -202,13 +202,14 @@ def test_caches_hold_what_a_prefill_would_and_never_more():
         lambda ids, cache: model.replace(params=params)(ids, cache=cache).cache.pending
     )
     lags = 0
-    for state in walk()[:6]:
+    alone = states_of(nested_model(), PROMPTS[:1], chain_of())
+    for state in [*walk()[:4], *alone]:
         _, drawn = proposal_of(chain_of(), state)
         lengths_ = np.stack([np.asarray(c.length) for c in drawn.caches])
         assert np.all(np.diff(lengths_, axis=0) <= 0)
         lags += np.count_nonzero(np.diff(lengths_, axis=0))
         ids = jnp.asarray(state.tokens.ids[:, :32])
-        pairs = fresh(ids, model.target().init_cache(params, 3, 64))
+        pairs = fresh(ids, model.target().init_cache(params, len(ids), 64))
         layer = 0
         for cache in drawn.caches:
             for held in cache.layers:
@@ -218,7 +219,7 @@ def test_caches_hold_what_a_prefill_would_and_never_more():
                         part = np.s_[row, :, :most]
                         assert_close(np.asarray(got)[part], np.asarray(want)[part])
                 layer += 1
-    assert lags > 3
+    assert lags > 0
 
 
 @pytest.mark.medium
@@ -338,7 +339,9 @@ def test_own_draws_tell_the_law_of_the_exit_that_was_taken():
             ids[0, : len(whole)] = whole
             exits, _, _ = early(model, [whole], BOUNDS)
             hidden = HIDDEN(model, jnp.asarray(ids), EXITS)
-            one = Sampling(how.keys[row][None], how.temperature[row][None])
+            one = Sampling(
+                *(jnp.asarray(x[row])[None] for x in (how.keys, how.temperature))
+            )
             one = one.replace(keys=purpose_keys(one.keys, "draft"))
             for at, token in enumerate(drafts):
                 place = len(context) - 1 + at
