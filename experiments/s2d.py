@@ -102,7 +102,7 @@ class Config:
       batch: rows of a batch.
       length: tokens of a row.
       learning_rate: peak.
-      epsilon: teacher's share of the loss; 0 for none.
+      distill: teacher's share of the loss; 0 for none.
       seeds: one draft of each kind is trained for each.
       prompts: prompts of code and of English, each.
       prompt_tokens: tokens of a prompt at most.
@@ -126,7 +126,7 @@ class Config:
     batch: int = 4
     length: int = 128
     learning_rate: float = 1e-3
-    epsilon: float = 0.0
+    distill: float = 0.0
     seeds: tuple[int, ...] = (0, 1, 2)
     prompts: int = 6
     prompt_tokens: int = 48
@@ -216,7 +216,7 @@ def _draft(config: Config, kind: str, seed: int, target: Model, report: Any) -> 
         "kind": kind, "seed": seed, "source": source or str(_TARGET[config.small]),
         "exits": config.exits, "steps": config.steps, "batch": config.batch,
         "length": config.length, "rate": config.learning_rate, "data": config.data,
-        "epsilon": config.epsilon, "corpus": standard_library().sha256,
+        "distill": config.distill, "corpus": standard_library().sha256,
     }  # fmt: skip
     build = functools.partial(_train, config, kind, seed, target)
     folder = cached("s2d", key, build)
@@ -241,7 +241,7 @@ def _train(config: Config, kind: str, seed: int, target: Model, folder: Path) ->
         train.tokenize_documents(_documents(config), vocabulary, eos_id=end),
         length=config.length, batch_size=config.batch, seed=seed, eos_id=end,
     )  # fmt: skip
-    distill = config.epsilon if kind == "SoFT" else 0.0
+    distill = config.distill if kind == "SoFT" else 0.0
     result = train.fit(
         sorted_loss(model, exits, distill=distill), model.params,
         optimizer=train.adamw(rate, weight_decay=0.0), data=data, steps=config.steps,
@@ -651,7 +651,7 @@ def _report_wall_clock(
     report.table("Measured on this machine, one prompt at a time, T=0", rows)
     report.claim(
         "wall_clock",
-        "measured speed-up of the published thresholds at the largest target, T=0",
+        "measured speed-up of the published thresholds at the first target, T=0",
         paper="1.34x (7B) to 1.95x (70B)",
         measured=round(ratios[0], 3), unit="ratio", op=">", bound=1.0, n=config.rounds,
         reason="on CPU cores a verified slot costs nearly as much as a call, and the "
