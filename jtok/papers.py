@@ -272,6 +272,15 @@ PAPERS: tuple[Paper, ...] = (
             "Large Language Models"
         ),
         arxiv="2407.01955",
+        symbols=(
+            "jtok.predict.sorted_loss",
+            "jtok.predict.early_exit",
+            "jtok.predict.calibrate_thresholds",
+            "jtok.decode.sorted_chain",
+            "jtok.decode.sorted_tree",
+        ),
+        experiment="experiments.s2d",
+        status="partial",
         claim=(
             "One sorted draft model serves targets of several sizes: 1.55x on average."
         ),

@@ -1038,6 +1038,48 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/decode/test_chimera.py"
         "::test_heads_that_know_the_target_are_always_right",
     ),
+    Mutation(
+        id="sorted-cache-keeps-a-rejected-draft",
+        slug="s2d",
+        path="jtok/decode/sorted.py",
+        before="length=jnp.minimum(cache.length, kept)",
+        after="length=jnp.minimum(cache.length, kept + 1)",
+        killed_by="tests/decode/test_sorted.py"
+        "::test_drafts_and_exits_are_those_without_a_cache",
+    ),
+    Mutation(
+        id="sorted-exit-at-its-threshold",
+        slug="s2d",
+        path="jtok/predict/sorted.py",
+        before="taken = confidence > bound",
+        after="taken = confidence >= bound",
+        killed_by="tests/predict/test_sorted.py"
+        "::test_the_first_exit_that_is_sure_is_taken",
+    ),
+    Mutation(
+        id="sorted-exits-summed",
+        slug="s2d",
+        path="jtok/predict/sorted.py",
+        before="total = total + share * part",
+        after="total = total + part",
+        killed_by="tests/predict/test_sorted.py::test_weights_are_shares",
+    ),
+    Mutation(
+        id="sorted-length-never-shrinks",
+        slug="s2d",
+        path="jtok/decode/sorted.py",
+        before="state.length, state.length - shrink)",
+        after="state.length, state.length)",
+        killed_by="tests/decode/test_sorted.py::test_lengths_follow_the_schedule",
+    ),
+    Mutation(
+        id="sorted-tree-misses-a-token",
+        slug="s2d",
+        path="jtok/decode/sorted_drafts.py",
+        before="number, start - 1, read, wanted, plan.block",
+        after="number, start - 2, read, wanted, plan.block",
+        killed_by="tests/decode/test_sorted.py::test_a_level_leaves_together",
+    ),
 )
 
 

@@ -9,12 +9,13 @@ from jtok.models.generation_config import GenerationConfig
 from jtok.models.mamba import MambaCache
 from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
 from jtok.models.scoring import Scores, encode, score
+from jtok.models.segments import cut_layers, embed_ids, final_norm, run_segment, segment_config
 from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
 
 __all__ = [
-    "FAMILIES",
     "Backbone",
     "Cache",
+    "FAMILIES",
     "Family",
     "GenerationConfig",
     "Info",
@@ -31,15 +32,20 @@ __all__ = [
     "backbone_of",
     "commit",
     "config_from",
+    "cut_layers",
+    "embed_ids",
     "encode",
     "family_of",
+    "final_norm",
     "init",
     "init_cache",
     "load",
     "logits_target",
     "model_target",
+    "run_segment",
     "save",
     "score",
+    "segment_config",
     "split_layers",
     "stack_layers",
 ]

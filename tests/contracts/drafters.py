@@ -1,5 +1,7 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
+from jtok.decode import sorted_chain, sorted_tree
+from jtok.testing import tiny_model
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -189,6 +191,9 @@ def fusing_stack() -> Any:
     return draft.replace(params=params)
 
 
+NESTED = tiny_model(vocab_size=VOCAB)
+
+
 DRAFTERS: dict[str, Case] = {
     "none": case(no_drafter()),
     "prompt-lookup": case(prompt_lookup()),
@@ -269,4 +274,9 @@ DRAFTERS: dict[str, Case] = {
         chimera(fusing_stack(), MIXED, draw="own"), guarantee="distribution"
     ),
     "medusa": case(medusa(init_state_heads(_reading()), MIXED)),
+    "sorted-chain": case(sorted_chain(NESTED, (1, 2), (0.2, 0.0))),
+    "sorted-own": case(
+        sorted_chain(NESTED, (1, 2), (0.2, 0.0), draw="own"), guarantee="distribution"
+    ),
+    "sorted-tree": case(sorted_tree(NESTED, (1, 2), (0.2, 0.0), size=dynamic(3, 2, 9))),
 }

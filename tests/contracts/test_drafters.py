@@ -248,6 +248,7 @@ CHAINS = (
     "draft-model-chains-only",
     "draft-model-recurrent",
     "chimera-chain",
+    "sorted-chain",
     "oracle",
     "adversary",
     "heads",
