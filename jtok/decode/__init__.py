@@ -2,7 +2,14 @@
 
 from jtok.decode.ahead import lower_decode
 from jtok.decode.auxiliary import HeadsState, auxiliary_heads
-from jtok.decode.calibrate import CostCurve, Tuned, choose_template, cost_curve, prune_template, tune_template
+from jtok.decode.calibrate import (
+    CostCurve,
+    Tuned,
+    choose_template,
+    cost_curve,
+    prune_template,
+    tune_template,
+)
 from jtok.decode.chimera import LastState, chimera, medusa
 from jtok.decode.draft_model import DraftState, draft_model
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
@@ -14,25 +21,48 @@ from jtok.decode.host import HostTree, ask_host, host_drafter
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
 from jtok.decode.mtp import MaskState, mtp
 from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
-from jtok.decode.recycling import RecyclingState, draft_tokens, load_table, save_table, token_recycling, update_table
-from jtok.decode.rejection import Walk, check_q, node_laws, rejection, sequential, walk_drafts
+from jtok.decode.recycling import (
+    RecyclingState,
+    draft_tokens,
+    load_table,
+    save_table,
+    token_recycling,
+    update_table,
+)
+from jtok.decode.rejection import (
+    Walk,
+    check_q,
+    node_laws,
+    rejection,
+    sequential,
+    walk_drafts,
+)
 from jtok.decode.rules import exact, rule_for
 from jtok.decode.serve import serve
 from jtok.decode.sessions import Session
 from jtok.decode.sorted import Lengths, SortedState, lengths, sorted_chain, sorted_tree
 from jtok.decode.stream import Event, stream
 from jtok.decode.templates import chimera_template, recycling_template
-from jtok.decode.types import Accepted, Drafter, Needs, Proposal, Rule, Sampling, Tokens, Verdict
+from jtok.decode.types import (
+    Accepted,
+    Drafter,
+    Needs,
+    Proposal,
+    Rule,
+    Sampling,
+    Tokens,
+    Verdict,
+)
 from jtok.decode.typical import accept_typical, typical
 from jtok.decode.verify import EXACT, accept, truncate
 
 __all__ = [
+    "EXACT",
     "Accepted",
     "CostCurve",
     "DraftState",
     "Drafter",
     "Dynamic",
-    "EXACT",
     "Event",
     "FutureState",
     "Generated",

@@ -9,13 +9,19 @@ from jtok.models.generation_config import GenerationConfig
 from jtok.models.mamba import MambaCache
 from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
 from jtok.models.scoring import Scores, encode, score
-from jtok.models.segments import cut_layers, embed_ids, final_norm, run_segment, segment_config
+from jtok.models.segments import (
+    cut_layers,
+    embed_ids,
+    final_norm,
+    run_segment,
+    segment_config,
+)
 from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
 
 __all__ = [
+    "FAMILIES",
     "Backbone",
     "Cache",
-    "FAMILIES",
     "Family",
     "GenerationConfig",
     "Info",

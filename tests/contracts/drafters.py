@@ -1,7 +1,5 @@
 """Every drafter, for the suites that all of them pass. A new one adds one line."""
 
-from jtok.decode import sorted_chain, sorted_tree
-from jtok.testing import tiny_model
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +26,8 @@ from jtok.decode import (
     recycling_template,
     rejection,
     sequential,
+    sorted_chain,
+    sorted_tree,
     token_recycling,
     typical,
 )
@@ -55,6 +55,7 @@ from jtok.testing import (
     oracle_drafter,
     random_drafter,
     recurrent_target,
+    tiny_model,
 )
 
 
