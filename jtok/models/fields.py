@@ -109,10 +109,10 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
     for pattern, kind in (
         (r"rope_(parameters|scaling)|(full|sliding)_attention", _ROPE),
         (r"(text|vision)_config", _OBJECT),
-        (r"(bos|eos|pad)_token_id", _IDS),
+        (r"(bos|eos|pad|mask)_token_id", _IDS),
         (r"layer_types|architectures", _TEXTS),
         (r"(short|long)_factor", _NUMBERS),
-        (r"(hidden_)?act(ivation)?(_fn|_function)?|hidden_activation", _TEXT),
+        (r"(hidden_)?act(ivation)?(_fn|_function|_type)?|hidden_activation", _TEXT),
         (r"model_type|rope_type|type|(torch_)?dtype", _TEXT),
         (r"num_hidden_layers|(num|n)_layers?", _LAYERS),
         (r"_?sliding_window_pattern|decoder_sparse_step|conv_kernel", _STEP),
@@ -126,8 +126,8 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
         (r"num_\w+_(layers|heads|experts)|num_experts(_per_tok)?", _SIZE),
         (r"(vocab|hidden|(moe_)?intermediate|embedding|patch|image|state)_size", _SIZE),
         (r"(head|ffn|mlp|embed|encoder_ffn|decoder_ffn)_dim|d_model|d_ff", _SIZE),
-        (r"(original_)?max_position_embeddings|sliding_window", _SIZE),
-        (r"max_window_layers", _SIZE),
+        (r"(original_)?max_position_embeddings|max_sequence_length", _SIZE),
+        (r"max_window_layers|sliding_window|mlp_hidden_size", _SIZE),
     )
 )
 

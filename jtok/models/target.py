@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jtok import nn
+from jtok.errors import ArgumentError
 from jtok.models import model as core
 from jtok.models.backbone import backbone_of
 from jtok.ops.readouts import Readout, Want, readout_logits
@@ -132,6 +133,11 @@ def decoder_target(
     config: nn.DecoderConfig, read: tuple[tuple[str, int], ...] = ()
 ) -> Target:
     """`model_target` of a transformer decoder."""
+    if not config.causal:
+        raise ArgumentError(
+            "model: got one that looks both ways (causal=False), expected a causal "
+            "one; jtok.predict.sample_masked fills in masks with it."
+        )
 
     def init_cache(params: PyTree, batch: int, capacity: int) -> core.Cache:
         del params

@@ -56,6 +56,9 @@ class DecoderConfig:
       dense_layers: layers that have the one MLP all the same, ascending.
       causal: a token sees only itself and what comes before it; False for models that
         look both ways.
+      logit_shift: of a model that looks both ways, the logits of a position say what
+        stands at the next one, as those of a causal model do.
+      mask_token_id: id that stands for a token to be filled in, or None.
       tied: the unembedding is the embedding.
       dtype: dtype of the parameters and of the arithmetic between float32 islands.
       source: the JSON text of the checkpoint's configuration, kept for saving.
@@ -99,6 +102,8 @@ class DecoderConfig:
     experts_sum_to_one: bool = True
     dense_layers: tuple[int, ...] = ()
     causal: bool = True
+    logit_shift: bool = False
+    mask_token_id: int | None = None
     tied: bool = False
     dtype: str = "float32"
     source: str = field(default="{}", repr=False)
@@ -118,6 +123,10 @@ class DecoderConfig:
         good = good or self.positions != "rotary"
         check(good, "rotary_fraction", self.rotary_fraction, expected)
         self._check_layers()
+        mask = self.mask_token_id
+        good = mask is None or 0 <= mask < self.vocab_size
+        expected = f"None or an id in 0..{self.vocab_size - 1}"
+        check(good, "mask_token_id", mask, expected)
 
     def _check_layers(self) -> None:
         good = len(self.windows) in (0, self.num_layers)

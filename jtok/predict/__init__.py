@@ -1,6 +1,71 @@
 """Several tokens from one position: heads, masks, losses."""
 
-from jtok.predict.heads import DraftHead
+from jtok.predict.denoiser import (
+    Denoiser,
+    align,
+    denoiser,
+    denoiser_of,
+    lay_out,
+)
+from jtok.predict.diffusion import (
+    Filled,
+    sample_masked,
+)
+from jtok.predict.heads import (
+    DraftHead,
+)
+from jtok.predict.joint import (
+    JointLayer,
+    joint_layer,
+    load_joint,
+    oracle_layer,
+    save_joint,
+)
+from jtok.predict.joint_training import (
+    Trajectories,
+    collect_trajectories,
+    depth_law,
+    joint_loss,
+    joint_loss_at,
+    trajectory_windows,
+    window_starts,
+)
+from jtok.predict.likelihood import (
+    exact_bound,
+    exact_joint,
+    joint_divergence,
+    log_likelihood,
+    mauve_score,
+)
+from jtok.predict.masked_losses import (
+    WEIGHTINGS,
+    bound_loss,
+    context_matrix,
+    diffusion_loss,
+    masked_token_losses,
+    time_weights,
+    weighted_loss,
+)
+from jtok.predict.masking import (
+    Masked,
+    crop_length,
+    mask_exactly,
+    mask_tokens,
+    share_trailing,
+    stratified_counts,
+)
+from jtok.predict.reveal import (
+    ORDERS,
+    Pace,
+    dream_pace,
+    even_pace,
+    fixed_pace,
+    nucleus,
+    perturbed_argmax,
+    position_scores,
+    reveal_counts,
+    threshold_pace,
+)
 from jtok.predict.targets import (
     IGNORE,
     SCHEDULES,
@@ -13,11 +78,58 @@ from jtok.predict.targets import (
 
 __all__ = [
     "IGNORE",
+    "ORDERS",
     "SCHEDULES",
+    "WEIGHTINGS",
+    "Denoiser",
     "DraftHead",
+    "Filled",
+    "JointLayer",
+    "Masked",
+    "Pace",
+    "Trajectories",
+    "align",
+    "bound_loss",
+    "collect_trajectories",
+    "context_matrix",
+    "crop_length",
+    "denoiser",
+    "denoiser_of",
+    "depth_law",
+    "diffusion_loss",
     "distance_weights",
+    "dream_pace",
+    "even_pace",
+    "exact_bound",
+    "exact_joint",
+    "fixed_pace",
     "future_labels",
+    "joint_divergence",
+    "joint_layer",
+    "joint_loss",
+    "joint_loss_at",
+    "lay_out",
+    "load_joint",
+    "log_likelihood",
+    "mask_exactly",
+    "mask_tokens",
+    "masked_token_losses",
+    "mauve_score",
+    "nucleus",
+    "oracle_layer",
+    "perturbed_argmax",
+    "position_scores",
+    "reveal_counts",
     "safe_mean",
+    "sample_masked",
+    "save_joint",
     "schedule_weight",
+    "share_trailing",
+    "stratified_counts",
+    "threshold_pace",
+    "time_weights",
+    "trajectory_windows",
     "weigh_offsets",
+    "weighted_loss",
+    "window_starts",
 ]
