@@ -293,8 +293,8 @@ def _extent(
     if pace.kind == "threshold":
         return max(1, int(masks.sum(axis=1).max())), most
     if pace.kind == "fixed":
-        steps = sum(-(-part // pace.count) for part in parts)
-        return max(1, int(np.max(steps))), min(pace.count, most)
+        steps = sum(-(-part // pace.tokens) for part in parts)
+        return max(1, int(np.max(steps))), min(pace.tokens, most)
     if order == "origin" or official:
         return pace.steps or 1, most
     each = pace._replace(steps=(pace.steps or 1) // blocks)

@@ -134,7 +134,10 @@ def _joint_layer(
         if steps is not None:
             at = jnp.minimum(index, steps - 1)
             params = jax.tree.map(lambda leaf: leaf[at], params)
-        norm = lambda name, x: nn.Norm(config).apply({"params": params[name]}, x)
+
+        def norm(name: str, x: Array) -> Any:
+            return nn.Norm(config).apply({"params": params[name]}, x)
+
         embedded = norm("embed_norm", model.embed(model_params, tokens))
         prior = hidden if base else jnp.zeros_like(hidden)
         known = norm("hidden_norm", prior.astype(dtype))
@@ -178,6 +181,7 @@ def _block(config: nn.DecoderConfig, params: PyTree, x: Array, valid: Any) -> Ar
         return mixed, (key, value)
 
     same = lambda _, value: value
+    out: Any
     out, _ = nn.Block(config).apply({"params": params}, x, positions, attend, same)
     return out
 
@@ -244,8 +248,9 @@ def save_joint(
     """
     check(bool(layer.options), "layer", layer, "one that joint_layer made")
     wanted = jax.eval_shape(layer.init, jax.random.key(0))
-    same = jax.tree.structure(wanted) == jax.tree.structure(params)
-    check(same, "params", jax.tree.structure(params), "parameters of this layer")
+    shapes = {name: leaf.shape for name, leaf in _named(wanted).items()}
+    found = {name: jnp.shape(leaf) for name, leaf in _named(params).items()}
+    check(shapes == found, "params", found, f"those of this layer, {shapes}")
     with files.replace_folder(folder, marker=_MARKER) as staged:
         storage.write_tensors(staged, _named(params))
         text = json.dumps(dict(layer.options), indent=1) + "\n"

@@ -174,8 +174,8 @@ def exact_bound(
     masked = np.stack(masks)
     rows = np.broadcast_to(np.asarray(tokens, np.int32), masked.shape)
     noisy = np.where(masked, made.mask_id, rows).astype(np.int32)
-    some = jax.jit(functools.partial(masked_token_losses, made))
-    losses = some(values, jnp.asarray(noisy), jnp.asarray(rows), jnp.asarray(masked))
+    run = jax.jit(functools.partial(masked_token_losses, made))
+    losses = run(values, jnp.asarray(noisy), jnp.asarray(rows), jnp.asarray(masked))
     return -float(np.asarray(losses).sum(axis=1) @ np.asarray(weights))
 
 
@@ -230,7 +230,8 @@ def exact_joint(
             scores = position_scores(logits, order)
         return jax.nn.softmax(logits, axis=-1), scores
 
-    states, probs = np.asarray(tokens, np.int32)[None], np.ones(1)
+    states: Any = np.asarray(tokens, np.int32)[None]
+    probs: Any = np.ones(1)
     for _ in range(count):
         law, scores = (np.asarray(x, np.float64) for x in see(jnp.asarray(states)))
         masked = states == made.mask_id

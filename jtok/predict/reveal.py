@@ -37,14 +37,14 @@ class Pace(NamedTuple):
     Attributes:
       kind: "even", "dream", "fixed" or "threshold".
       steps: forward passes; None: as many as are needed.
-      count: tokens of a step ("fixed").
+      tokens: of a step ("fixed").
       eps: where the grid of "dream" ends.
       bound: confidence above which a token is revealed ("threshold").
     """
 
     kind: Literal["even", "dream", "fixed", "threshold"]
     steps: int | None = None
-    count: int = 1
+    tokens: int = 1
     eps: float = 1e-3
     bound: float = 0.9
 
@@ -120,7 +120,7 @@ def fixed_pace(count: int) -> Pace:
       [3, 3, 1]
     """
     check(count >= 1, "count", count, "at least 1")
-    return Pace("fixed", count=count)
+    return Pace("fixed", tokens=count)
 
 
 def threshold_pace(bound: float = 0.9) -> Pace:
@@ -181,9 +181,9 @@ def reveal_counts(num_masked: int, pace: Pace) -> Int[np.ndarray, " steps"]:
     check(num_masked >= 0, "num_masked", num_masked, "at least 0")
     check(pace.kind != "threshold", "pace", pace.kind, "a pace of fixed counts")
     if pace.kind == "fixed":
-        steps = -(-num_masked // pace.count)
-        rest = num_masked - pace.count * np.arange(steps)
-        return np.minimum(rest, pace.count).astype(np.int32)
+        steps = -(-num_masked // pace.tokens)
+        rest = num_masked - pace.tokens * np.arange(steps)
+        return np.minimum(rest, pace.tokens).astype(np.int32)
     steps = pace.steps or 1
     if pace.kind == "even":
         extra = np.arange(steps) < num_masked % steps

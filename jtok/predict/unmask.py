@@ -6,6 +6,7 @@ themselves, it also belongs to the row's turn (how many tokens it has revealed),
 each choice has fresh noise and rows do not depend on their batch mates.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -171,7 +172,9 @@ def fill(
     if not plan.history:
         return state
     done = jnp.arange(plan.steps)[:, None, None] < state.step
-    return state.replace(history=jnp.where(done, state.history, state.tokens[None]))
+    return dataclasses.replace(
+        state, history=jnp.where(done, state.history, state.tokens[None])
+    )
 
 
 def look(
@@ -180,7 +183,7 @@ def look(
     tokens: Array,
     valid: Array | None,
     *,
-    given: Array | None = None,
+    given: Any = None,
     guidance: Any = None,
 ) -> View:
     """One forward pass; with guidance another one, of which the prompt is masked."""
@@ -241,7 +244,7 @@ class _Run:
         """Tokens that each row reveals after this forward (not by a threshold)."""
         plan, left = self.plan, jnp.sum(masked, axis=1, dtype=jnp.int32)
         if plan.pace.kind == "fixed":
-            return jnp.minimum(left, plan.pace.count)
+            return jnp.minimum(left, plan.pace.tokens)
         each = plan.steps // self.blocks
         if plan.pace.kind == "even":
             block = state.step // each
@@ -359,8 +362,8 @@ class _Run:
         history = state.history
         if plan.history:
             history = history.at[state.step].set(state.tokens)
-        return state.replace(
-            forwards=state.forwards + live, step=state.step + 1, history=history
+        return dataclasses.replace(
+            state, forwards=state.forwards + live, step=state.step + 1, history=history
         )
 
     def _together(self, state: State, view: View, masked: Array, index: Array) -> State:
@@ -467,7 +470,8 @@ class _Run:
         rank = jnp.broadcast_to(jnp.arange(at.shape[1]), at.shape)
         turns = state.turn[:, None] + rank
         forwards = jnp.full_like(turns, 0) + state.step
-        return state.replace(
+        return dataclasses.replace(
+            state,
             tokens=put(state.tokens, where, tokens),
             turn_of=put(state.turn_of, where, turns),
             forward_of=put(state.forward_of, where, forwards),
