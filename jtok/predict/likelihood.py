@@ -134,8 +134,8 @@ def _compiled(model: Denoiser, draws: int, size: int, guided: bool) -> Any:
 
 def exact_bound(
     model: Model | Denoiser,
-    tokens: Int[np.ndarray, " seq"],
-    maskable: Bool[np.ndarray, " seq"],
+    tokens: Int[np.ndarray, " seq"] | Int[Array, " seq"],
+    maskable: Bool[np.ndarray, " seq"] | Bool[Array, " seq"],
     *,
     params: PyTree = None,
 ) -> float:
@@ -163,7 +163,7 @@ def exact_bound(
       True
     """
     made, values = denoiser_of(model, params)
-    places = np.flatnonzero(maskable)
+    places = np.flatnonzero(np.asarray(maskable))
     check(1 <= len(places) <= 12, "maskable", f"{len(places)} tokens", "1 to 12 tokens")
     masks, weights = [], []
     for size in range(1, len(places) + 1):
@@ -181,7 +181,7 @@ def exact_bound(
 
 def exact_joint(
     model: Model | Denoiser,
-    tokens: Int[np.ndarray, " seq"],
+    tokens: Int[np.ndarray, " seq"] | Int[Array, " seq"],
     *,
     order: str = "entropy",
     temperature: float = 1.0,
@@ -254,7 +254,7 @@ def exact_joint(
 
 
 def joint_divergence(
-    samples: Int[np.ndarray, "count seq"],
+    samples: Int[np.ndarray, "count seq"] | Int[Array, "count seq"],
     fills: Int[np.ndarray, "fills seq"],
     probs: Float[np.ndarray, " fills"],
 ) -> float:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from jtok.errors import ArgumentError, ArgumentTypeError
 from jtok.ops.sharding import mesh_from
 from jtok.predict import (
-    Pace,
     align,
     denoiser,
     denoiser_of,
@@ -101,12 +100,13 @@ def test_masks_go_and_nothing_else_changes(order, pace, temperature, seed, drawn
 
 
 def test_a_row_does_not_depend_on_its_batch_mates():
-    model = base_model()
+    model = table_denoiser(seq=5)
+    rows = np.array([[3, 3, 3, 1, 3], [3, 0, 3, 3, 2]])
     for order in ("entropy", "confidence", "random", "origin"):
-        how = {"order": order, "pace": dream_pace(4), "temperature": 1.0}
-        both = sample_masked(model, ROWS, seed=[4, 7], **how)
+        how = {"order": order, "pace": dream_pace(3), "temperature": 1.0}
+        both = sample_masked(model, rows, seed=[4, 7], **how)
         for row, seed in enumerate([4, 7]):
-            alone = sample_masked(model, ROWS[row : row + 1], seed=[seed], **how)
+            alone = sample_masked(model, rows[row : row + 1], seed=[seed], **how)
             np.testing.assert_array_equal(both.tokens[row], alone.tokens[0])
 
 
@@ -450,6 +450,7 @@ def test_bad_input(call, name):
 
 
 def test_bad_types():
-    with pytest.raises(ArgumentTypeError, match="tokens: got float32"):
+    with pytest.raises((ArgumentTypeError, TypeError), match="tokens"):
         sample_masked(base_model(), ROWS.astype(np.float32))
-    assert isinstance(even_pace(2), Pace)
+    with pytest.raises((ArgumentTypeError, TypeError), match="model"):
+        sample_masked("a model", ROWS)
