@@ -102,12 +102,14 @@ def sample_masked(
       top_p: in (0, 1]: sample among the fewest tokens with this mass.
       top_k: sample among so many best tokens.
       order_temperature: of positions: above 0 they are sampled without replacement
-        from the softmax of scores over it (Dream's `alg_temp`).
+        from the softmax of scores over it (Dream's `alg_temp`). Random orders are
+        as random without.
       layer: what draws the tokens of a forward jointly, or None.
       layer_params: its parameters.
       energy: a function `tokens[batch, seq] -> [batch]`, such as a causal model's
         negative log-likelihood. At each forward all masks are filled twice, and the
-        fill of lower energy gives the tokens. Not with a layer.
+        fill of lower energy gives the tokens. Not with a layer, nor with an order by
+        confidence.
       block: positions from `start` on are finished block after block of this length;
         None makes no blocks.
       start: where the first block starts.
@@ -176,7 +178,7 @@ def sample_masked(
         nucleus=top_p is not None and top_p < 1,
         sampled=temperature > 0,
         scaled=temperature not in (0, 1),
-        shuffled=order_temperature > 0,
+        shuffled=order_temperature > 0 and order not in ("random", "origin"),
         guided=guidance != 0,
         block=length,
         start=start,
@@ -265,8 +267,9 @@ def _check_pairs(order: str, pace: Pace, layer: Any, energy: Any) -> None:
     )
     good = order != "origin" or pace.kind == "dream"
     check(good, "pace", pace.kind, "a dream_pace beside the order 'origin'")
-    good = energy is None or layer is None
-    check(good, "energy", "a function", "None beside a layer")
+    good = energy is None or (layer is None and not by_confidence)
+    expected = "None beside a layer, or an order by confidence in what was drawn"
+    check(good, "energy", "a function", expected)
 
 
 def _checked_block(block: int | None, start: int, seq: int, pace: Pace) -> int:

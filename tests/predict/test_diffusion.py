@@ -440,6 +440,7 @@ def test_no_logits_of_all_positions_are_written():
     (lambda: sample_masked(base_model(), ROWS + 1), "tokens: got"),
     (lambda: sample_masked(base_model(), ROWS, pace=threshold_pace()), "a threshold"),
     (lambda: sample_masked(base_model(), ROWS, order="origin"), "pace: got 'fixed'"),
+    (lambda: sample_masked(base_model(), ROWS, energy=len, order="confidence"), "ener"),
     (lambda: sample_masked(tiny_model(), ROWS), "a causal model"),
     (lambda: exact_joint(base_model(), ROWS[0], order="origin"), "order: got 'origin'"),
     (lambda: position_scores(jnp.zeros(4), "random"), "one that asks the model"),
