@@ -1,4 +1,8 @@
-"""The joint-sampling experiment on a public masked model, such as Dream-7B."""
+"""The joint-sampling experiment on a public masked model, such as Dream-7B.
+
+Unlike the paper, the layer of a model that follows instructions is taught on samples
+without a prompt, too: MetaMathQA is not at hand.
+"""
 
 import json
 import re
@@ -133,7 +137,9 @@ def _solved(
 ) -> float:
     """Share of problems whose answer is the last number of the text."""
     how = {"layer": made[0], "layer_params": made[1]} if joint else {}
-    pad, right = base.generation_config.pad_token_id, 0
+    generation, right = base.generation_config, 0
+    pad = generation.pad_token_id
+    pad = generation.eos_token_ids[0] if pad is None else pad
     for first in range(0, len(problems), 16):
         some = problems[first : first + 16]
         ids = [

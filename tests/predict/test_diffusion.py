@@ -175,13 +175,13 @@ def test_a_layer_of_its_own_for_each_draw():
     layer = joint_layer(config, steps=3, zero_init=False)
     shared = joint_layer(config, zero_init=False)
     params = layer.init(jax.random.key(0))
-    model, values = denoiser_of(base_model())
-    hidden = model.hidden(values, jnp.asarray(ROWS), None)
+    _, values = denoiser_of(base_model())
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 10, 32)), jnp.float32)
+    both = [jax.jit(lambda p, h, i, made=made: made.step(p, values, ROWS, h, None, i))
+            for made in (layer, shared)]  # fmt: skip
     for index in range(3):
         one = jax.tree.map(lambda leaf, i=index: leaf[i], params)
-        got = layer.step(params, values, jnp.asarray(ROWS), hidden, None, index)
-        expected = shared.step(one, values, jnp.asarray(ROWS), hidden, None, 0)
-        assert_close(got, expected)
+        assert_close(both[0](params, hidden, index), both[1](one, hidden, 0))
     how = {"layer": layer, "layer_params": params}
     out = sample_masked(base_model(), ROWS, pace=fixed_pace(4), **how)
     assert (np.asarray(out.tokens) != MASK).all()
@@ -197,15 +197,16 @@ def test_ablations_of_the_layer():
     for options in ({"attention": False}, {"base_features": False}):
         layer = joint_layer(config, zero_init=False, **options)
         params = layer.init(jax.random.key(0))
-        step = lambda h, layer=layer, p=params: layer.step(p, values, ids, h, None, 0)
-        assert step(hidden).shape == hidden.shape
+        step = jax.jit(
+            lambda ids, h, layer=layer, p=params: layer.step(p, values, ids, h, None, 0)
+        )
+        first = step(ids, hidden)
+        assert first.shape == hidden.shape
         if "attention" in options:  # each position for itself
-            other = ids.at[:, 5].set(3)
-            moved = layer.step(params, values, other, hidden, None, 0)
-            same = np.isclose(moved, step(hidden)).all(-1)
-            assert same.sum(1).tolist() == [9, 9]
+            moved = step(ids.at[:, 5].set(3), hidden)
+            assert np.isclose(moved, first).all(-1).sum(1).tolist() == [9, 9]
         else:  # hidden states reach the result by the sum alone
-            assert_close(step(2 * hidden) - step(hidden), hidden, atol=1e-5)
+            assert_close(step(ids, 2 * hidden) - first, hidden, atol=1e-5)
     with pytest.raises(ArgumentError, match="steps: got 0"):
         joint_layer(config, steps=0)
     assert whole is joint_layer(config, zero_init=False)
@@ -214,6 +215,7 @@ def test_ablations_of_the_layer():
 # ---- shift and padding
 
 
+@settings(max_examples=8, deadline=None)
 @given(st.integers(2, 6), st.integers(0, 4))
 def test_the_shift_is_by_one(seq, pad):
     raw = jnp.arange(1.0, seq + pad + 1.0)[None]
@@ -227,8 +229,10 @@ def test_a_model_without_the_shift_is_left_alone():
     ids = jnp.asarray(ROWS)
     for shift in (False, True):
         model, params = denoiser_of(base_model(shift=shift))
-        raw = base_model(shift=shift)(ids, logits="none").hidden
-        got = model.hidden(params, ids, None)
+        raw = jax.jit(lambda m, i: m(i, logits="none").hidden)(
+            base_model(shift=shift), ids
+        )
+        got = jax.jit(model.hidden)(params, ids, None)
         assert_close(got, align(raw, None) if shift else raw)
         assert model.shift == shift
 
@@ -240,8 +244,9 @@ def test_padding_changes_nothing():
     valid = np.ones((2, 10), bool)
     valid[0, :3] = False
     model, params = denoiser_of(base_model())
-    padded = model.hidden(params, jnp.asarray(ids), jnp.asarray(valid))
-    alone = model.hidden(params, jnp.asarray(short), None)
+    hidden = jax.jit(model.hidden)
+    padded = hidden(params, jnp.asarray(ids), jnp.asarray(valid))
+    alone = hidden(params, jnp.asarray(short), None)
     assert_close(padded[0, 3:], alone[0], atol=1e-5)
     assert np.isfinite(np.asarray(padded)).all()
     for how in ({}, random_layer()):

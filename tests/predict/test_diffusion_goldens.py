@@ -39,6 +39,8 @@ from tests.predict.masked_models import (
     joint_params,
 )
 
+token_losses = jax.jit(masked_token_losses, static_argnums=0)
+said = jax.jit(look, static_argnums=0)
 CLOSE = {"rtol": 0.0, "atol": 2e-5}
 PROMPT, NEW = 3, 12
 
@@ -64,7 +66,7 @@ def test_the_base_looks_both_ways():
 def test_the_shift_moves_what_is_said_to_where_it_is_said_of():
     file = golden("base_forward")
     model, params = denoiser_of(base_model())
-    view = look(model, params, jnp.asarray(file["input_ids"]), None)
+    view = said(model, params, jnp.asarray(file["input_ids"]), None)
     assert_close(view.hidden, file["shifted_hidden"], **CLOSE)
     log_probs = jax.nn.log_softmax(view_logits(view))
     assert_close(log_probs, file["shifted_logprobs"], **CLOSE)
@@ -77,7 +79,7 @@ def test_padding_is_not_seen():
     model, params = denoiser_of(base_model(shift=False))
     valid = jnp.asarray(file["pad_attention"])
     ids = jnp.asarray(file["input_ids"])
-    logits = view_logits(look(model, params, ids, valid))
+    logits = view_logits(said(model, params, ids, valid))
     assert np.isfinite(np.asarray(logits)).all()
     expected = file["pad_raw_logits"]
     assert_close(np.asarray(logits)[valid], expected[np.asarray(valid)], **CLOSE)
@@ -94,14 +96,14 @@ def test_llada_losses():
     assert_close(made.rate[:, None] * every, file["p_mask"], rtol=1e-6)
     np.testing.assert_array_equal(made.masked, file["masked"])
     np.testing.assert_array_equal(made.tokens, file["noisy"])
-    losses = masked_token_losses(model, params, made.tokens, clean, made.masked)
+    losses = token_losses(model, params, made.tokens, clean, made.masked)
     assert_close(bound_loss(losses, made.masked, made.rate), file["pretrain_loss"],
                  rtol=1e-4)  # fmt: skip
     length = jnp.asarray(file["sft_prompt_len"])
     answer = jnp.arange(15)[None] >= length[:, None]
     made = mask_tokens(clean, answer, time, draws, mask_id=MASK)
     np.testing.assert_array_equal(made.tokens, file["sft_noisy"])
-    losses = masked_token_losses(model, params, made.tokens, clean, made.masked)
+    losses = token_losses(model, params, made.tokens, clean, made.masked)
     loss = bound_loss(losses, made.masked, made.rate, lengths=15 - length)
     assert_close(loss, file["sft_loss"], rtol=1e-4)
 
@@ -112,7 +114,7 @@ def test_dream_losses():
     masked, noisy = jnp.asarray(file["t_mask"]), jnp.asarray(file["x_t"])
     assert not (masked & ~jnp.asarray(file["maskable"])).any()
     np.testing.assert_array_equal(jnp.where(masked, MASK, clean), noisy)
-    losses = masked_token_losses(model, params, noisy, clean, masked)
+    losses = token_losses(model, params, noisy, clean, masked)
     assert_close(losses, file["token_ce"], rtol=1e-4, atol=2e-5)
     for name in ("original", "linear"):
         weights = time_weights(name, time, masked)
@@ -207,7 +209,7 @@ def test_likelihood_of_llada(scale):
     clean = jnp.broadcast_to(jnp.asarray(file["clean_ids"])[:1], noisy.shape)
     given = jnp.broadcast_to(jnp.arange(15) < PROMPT, noisy.shape)
     how = {"given": given, "guidance": scale} if scale else {}
-    logits = view_logits(look(model, params, noisy, None, **how))
+    logits = view_logits(said(model, params, noisy, None, **how))
     assert_close(logits, file[f"mc_logits_cfg{scale}"], rtol=0.0, atol=5e-5)
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), clean[..., None], 2)[
         ..., 0
@@ -233,15 +235,16 @@ def test_the_layer_unrolls():
         assert changed.sum(1).tolist() == [1, 1, 1]
         np.testing.assert_array_equal(changed.argmax(1), at[:, number])
     weight = params["unembed"]["kernel"]
-    hidden = model.hidden(params, states[:, 0], None)
+    model_hidden, step = jax.jit(model.hidden), jax.jit(layer().step)
+    hidden = model_hidden(params, states[:, 0], None)
     base = jax.nn.log_softmax(hidden @ weight.T)
     for number in range(3):
         tokens = states[:, number + 1]
-        hidden = layer().step(joint_params(), params, tokens, hidden, None, number)
+        hidden = step(joint_params(), params, tokens, hidden, None, number)
         assert_close(hidden, file["hidden"][number], **CLOSE)
         log_probs = jax.nn.log_softmax(hidden @ weight.T)
         assert_close(log_probs, file["logprobs"][number], **CLOSE)
-        teacher = jax.nn.log_softmax(model.hidden(params, tokens, None) @ weight.T)
+        teacher = jax.nn.log_softmax(model_hidden(params, tokens, None) @ weight.T)
         assert_close(teacher, file["teacher_logprobs"][number], **CLOSE)
         masked = np.asarray(tokens == MASK)
         for name, other in (("kl", log_probs), ("kl_marginal", base)):
