@@ -86,6 +86,14 @@ PAPERS: tuple[Paper, ...] = (
         slug="diffusion_joint_sampling",
         title="Enabling Approximate Joint Sampling in Diffusion LMs",
         arxiv="2509.22738",
+        symbols=(
+            "jtok.predict.sample_masked",
+            "jtok.predict.joint_layer",
+            "jtok.predict.joint_loss",
+            "jtok.predict.diffusion_loss",
+        ),
+        experiment="experiments.diffusion_joint_sampling",
+        status="partial",
         claim=(
             "One extra layer draws several tokens a forward jointly: MAUVE 0.87 "
             "against 0.31 at four."

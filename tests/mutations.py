@@ -1080,6 +1080,49 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="number, start - 2, read, wanted, plan.block",
         killed_by="tests/decode/test_sorted.py::test_a_level_leaves_together",
     ),
+    Mutation(
+        id="masked-logits-shifted-the-other-way",
+        slug="diffusion_joint_sampling",
+        path="jtok/predict/denoiser.py",
+        before="moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)",
+        after="moved = jnp.concatenate([hidden[:, 1:], hidden[:, -1:]], axis=1)",
+        killed_by="tests/predict/test_diffusion.py::test_the_shift_is_by_one",
+    ),
+    Mutation(
+        id="mask-is-written",
+        slug="diffusion_joint_sampling",
+        path="jtok/predict/diffusion.py",
+        before="forbid=tuple(forbid) if official else (made.mask_id, *forbid),",
+        after="forbid=tuple(forbid),",
+        killed_by="tests/predict/test_diffusion.py"
+        "::test_single_tokens_have_the_exact_joint_law[entropy]",
+    ),
+    Mutation(
+        id="depths-by-powers-and-not-their-softmax",
+        slug="diffusion_joint_sampling",
+        path="jtok/predict/joint_training.py",
+        before="powers = np.exp(0.5 ** np.arange(max_depth))",
+        after="powers = 0.5 ** np.arange(max_depth)",
+        killed_by="tests/predict/test_diffusion_goldens.py::test_law_of_the_depth",
+    ),
+    Mutation(
+        id="layer-taught-where-nothing-is-masked",
+        slug="diffusion_joint_sampling",
+        path="jtok/predict/joint_training.py",
+        before="masked = reached == model.mask_id",
+        after="masked = states[:, 0] == model.mask_id",
+        killed_by="tests/predict/test_diffusion_losses.py"
+        "::test_the_loss_is_zero_for_the_model_itself_and_where_nothing_is_left",
+    ),
+    Mutation(
+        id="masked-losses-without-their-rate",
+        slug="diffusion_joint_sampling",
+        path="jtok/predict/masked_losses.py",
+        before="kept = jnp.where(masked, losses, 0.0) / rate[:, None]",
+        after="kept = jnp.where(masked, losses, 0.0)",
+        killed_by="tests/predict/test_diffusion_losses.py"
+        "::test_the_loss_is_an_unbiased_bound",
+    ),
 )
 
 

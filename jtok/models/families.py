@@ -18,6 +18,7 @@ from jtok.models.families_experts import EXPERT_FAMILIES
 from jtok.models.families_gemma import GEMMA_FAMILIES
 from jtok.models.families_gpt import GPT_FAMILIES
 from jtok.models.families_llama import LLAMA_FAMILIES
+from jtok.models.families_masked import MASKED_FAMILIES
 from jtok.nn import MambaConfig
 
 __all__ = ["FAMILIES", "Family", "family_of"]
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Family] = {
     **GEMMA_FAMILIES,
     **GPT_FAMILIES,
     **EXPERT_FAMILIES,
+    **MASKED_FAMILIES,
     "mamba": Family(mamba.read, mamba.write, mamba.WEIGHTS, config=MambaConfig),
 }
 

@@ -63,6 +63,8 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
         "tied": family in _TIED,
     }
     options = _OPTIONS.get(family, {})
+    if family in ("Dream", "llada"):
+        options = {"mask_token_id": vocab_size - 1}
     config = nn.DecoderConfig(family=family, **{**sizes, **options})
     fields = {**models.FAMILIES[family].write(config), "model_type": family}
     translated = models.FAMILIES[family].read(fields)

@@ -51,7 +51,7 @@ def test_an_unknown_model_type_lists_the_known():
         family_of({"model_type": "qwen22"}, where="here/config.json")
     message = str(caught.value)
     assert message.startswith("here/config.json: model_type 'qwen22'; did you mean")
-    assert "Known: gemma, gemma2, gemma3_text, gpt2, gpt_neox, llama" in message
+    assert "Known: Dream, gemma, gemma2, gemma3_text, gpt2, gpt_neox, llada" in message
     with pytest.raises(CheckpointError, match="there is no model_type"):
         family_of({})
 
@@ -350,3 +350,27 @@ def test_dtype_of_the_file_and_of_the_caller(name, stored):
     assert config_from(fields_of("llama", dtype="float16")).dtype == "float32"
     with pytest.raises(ArgumentError, match="dtype: got 'float16', expected 'float32'"):
         models.config_from(fields, dtype="float16")
+
+
+def test_options_of_masked_models():
+    dream = config_from(FAMILIES["Dream"].write(tiny_config(family="Dream")))
+    assert (dream.causal, dream.logit_shift, dream.mask_token_id) == (False, True, 95)
+    assert dream.query_bias and not dream.out_bias
+    fields = FAMILIES["llada"].write(tiny_config(family="llada"))
+    llada = config_from(fields)
+    assert (llada.causal, llada.logit_shift, llada.query_bias) == (False, False, False)
+    assert config_from({**fields, "n_kv_heads": None}).num_kv_heads == 4
+    with pytest.raises(UnsupportedCheckpointError, match="block_type='sequential'"):
+        config_from({**fields, "block_type": "sequential"})
+    with pytest.raises(CheckpointError, match="mask_token_id"):
+        config_from({**fields, "mask_token_id": None})
+    with pytest.raises(ArgumentError, match="mask_token_id: got 96"):
+        config_from({**fields, "mask_token_id": 96})
+
+
+def test_a_model_that_looks_both_ways_does_not_generate():
+    from jtok.decode import generate
+    from jtok.testing import tiny_model
+
+    with pytest.raises(ArgumentError, match="looks both ways .causal=False."):
+        generate(tiny_model(family="Dream"), [1, 2, 3], max_new_tokens=2)
