@@ -2,43 +2,223 @@
 
 from jtok.predict.adapter_files import load_adapters, save_adapters
 from jtok.predict.adapters import TARGETS, attach, detach, lora_init, merge, unmerge
-from jtok.predict.auxiliary import AuxiliaryHeads, HEAD_INPUTS, HeadsConfig, auxiliary_hidden, init_heads
-from jtok.predict.auxiliary_loss import AuxiliaryLosses, auxiliary_loss, auxiliary_losses, combine_losses, count_targets, eval_losses, out_of_patience, real_eval_loss
+from jtok.predict.auxiliary import (
+    HEAD_INPUTS,
+    AuxiliaryHeads,
+    HeadsConfig,
+    auxiliary_hidden,
+    init_heads,
+)
+from jtok.predict.auxiliary_loss import (
+    AuxiliaryLosses,
+    auxiliary_loss,
+    auxiliary_losses,
+    combine_losses,
+    count_targets,
+    eval_losses,
+    out_of_patience,
+    real_eval_loss,
+)
 from jtok.predict.auxiliary_storage import heads_from_tensors, load_heads, save_heads
-from jtok.predict.auxiliary_training import FineTuned, Parts, TUNING_MODES, concept_tune, head_adapters, pretrain_heads, tuning_parts
-from jtok.predict.confidence import Confidence, init_probe, part_confidence, probe_confidence, probe_loss
+from jtok.predict.auxiliary_training import (
+    TUNING_MODES,
+    FineTuned,
+    Parts,
+    concept_tune,
+    head_adapters,
+    pretrain_heads,
+    tuning_parts,
+)
+from jtok.predict.confidence import (
+    Confidence,
+    init_probe,
+    part_confidence,
+    probe_confidence,
+    probe_loss,
+)
 from jtok.predict.denoiser import Denoiser, align, denoiser, denoiser_of, lay_out
 from jtok.predict.diffusion import Filled, sample_masked
 from jtok.predict.draft_files import load_draft, save_draft
 from jtok.predict.draft_training import draft_loss, draft_losses
-from jtok.predict.exit_costs import Calibrated, calibrate_thresholds, exit_costs, exit_layers, expected_speed, modelled_speed
-from jtok.predict.fusing import Base, Fusing, FusingConfig, base_of, fusing_axes, fusing_config, import_fusing, init_fusing
-from jtok.predict.fusing_draft import FusingContext, empty_context, extend_context, fusing_head
-from jtok.predict.fusing_states import encode_trigrams, fuse, gram_ids, head_hidden, head_logits
+from jtok.predict.exit_costs import (
+    Calibrated,
+    calibrate_thresholds,
+    exit_costs,
+    exit_layers,
+    expected_speed,
+    modelled_speed,
+)
+from jtok.predict.fusing import (
+    Base,
+    Fusing,
+    FusingConfig,
+    base_of,
+    fusing_axes,
+    fusing_config,
+    import_fusing,
+    init_fusing,
+)
+from jtok.predict.fusing_draft import (
+    FusingContext,
+    empty_context,
+    extend_context,
+    fusing_head,
+)
+from jtok.predict.fusing_states import (
+    encode_trigrams,
+    fuse,
+    gram_ids,
+    head_hidden,
+    head_logits,
+)
 from jtok.predict.future import FutureModel, future_from, init_future
-from jtok.predict.future_loss import FutureLosses, active_horizon, distance_perplexity, future_loss, future_losses, sample_positions
-from jtok.predict.future_slots import FutureConfig, cross_pairs, decode_slots, embed_tokens, run_slots
+from jtok.predict.future_loss import (
+    FutureLosses,
+    active_horizon,
+    distance_perplexity,
+    future_loss,
+    future_losses,
+    sample_positions,
+)
+from jtok.predict.future_slots import (
+    FutureConfig,
+    cross_pairs,
+    decode_slots,
+    embed_tokens,
+    run_slots,
+)
 from jtok.predict.future_storage import load_future, save_future
 from jtok.predict.future_target import future_context, future_head, future_target
 from jtok.predict.heads import DraftHead
-from jtok.predict.joint import JointLayer, joint_layer, load_joint, oracle_layer, save_joint
-from jtok.predict.joint_training import Trajectories, collect_trajectories, depth_law, joint_loss, joint_loss_at, trajectory_windows, window_starts
-from jtok.predict.likelihood import exact_bound, exact_joint, joint_divergence, log_likelihood, mauve_score
+from jtok.predict.joint import (
+    JointLayer,
+    joint_layer,
+    load_joint,
+    oracle_layer,
+    save_joint,
+)
+from jtok.predict.joint_training import (
+    Trajectories,
+    collect_trajectories,
+    depth_law,
+    joint_loss,
+    joint_loss_at,
+    trajectory_windows,
+    window_starts,
+)
+from jtok.predict.likelihood import (
+    exact_bound,
+    exact_joint,
+    joint_divergence,
+    log_likelihood,
+    mauve_score,
+)
 from jtok.predict.mask_files import load_masks, save_masks
-from jtok.predict.mask_tokens import MaskLosses, block_latents, latent_consistency, mask_init, mask_loss, mask_losses, with_masks
-from jtok.predict.masked_losses import WEIGHTINGS, bound_loss, context_matrix, diffusion_loss, masked_token_losses, time_weights, weighted_loss
-from jtok.predict.masking import Masked, crop_length, mask_exactly, mask_tokens, share_trailing, stratified_counts
-from jtok.predict.masks import Packed, allow_blocks, allow_prefix, block_attention, choose_blocks, interleave, pack_blocks
-from jtok.predict.offset_losses import OBJECTIVES, Objective, OffsetLosses, offset_losses, state_distance
-from jtok.predict.reveal import ORDERS, Pace, dream_pace, even_pace, fixed_pace, nucleus, perturbed_argmax, position_scores, reveal_counts, threshold_pace
+from jtok.predict.mask_tokens import (
+    MaskLosses,
+    block_latents,
+    latent_consistency,
+    mask_init,
+    mask_loss,
+    mask_losses,
+    with_masks,
+)
+from jtok.predict.masked_losses import (
+    WEIGHTINGS,
+    bound_loss,
+    context_matrix,
+    diffusion_loss,
+    masked_token_losses,
+    time_weights,
+    weighted_loss,
+)
+from jtok.predict.masking import (
+    Masked,
+    crop_length,
+    mask_exactly,
+    mask_tokens,
+    share_trailing,
+    stratified_counts,
+)
+from jtok.predict.masks import (
+    Packed,
+    allow_blocks,
+    allow_prefix,
+    block_attention,
+    choose_blocks,
+    interleave,
+    pack_blocks,
+)
+from jtok.predict.offset_losses import (
+    OBJECTIVES,
+    Objective,
+    OffsetLosses,
+    offset_losses,
+    state_distance,
+)
+from jtok.predict.reveal import (
+    ORDERS,
+    Pace,
+    dream_pace,
+    even_pace,
+    fixed_pace,
+    nucleus,
+    perturbed_argmax,
+    position_scores,
+    reveal_counts,
+    threshold_pace,
+)
 from jtok.predict.sampler import mask_head, sampler_hidden, sampler_init
-from jtok.predict.sorted import EarlyExit, ExitReads, check_exits, check_thresholds, choose_exit, early_exit, exit_hidden, exit_nats, read_exits, sorted_loss
+from jtok.predict.sorted import (
+    EarlyExit,
+    ExitReads,
+    check_exits,
+    check_thresholds,
+    choose_exit,
+    early_exit,
+    exit_hidden,
+    exit_nats,
+    read_exits,
+    sorted_loss,
+)
 from jtok.predict.spans import encode_pieces, pad_rows, span_labels
-from jtok.predict.state_heads import StateHeads, StateHeadsConfig, init_state_heads, residual_blocks, state_draft_head
-from jtok.predict.state_probes import RidgeProbe, adjacent_cosine, logistic_probe, next_bag, ridge_probe, smoothness, state_vectors, token_share, topic_coherence
-from jtok.predict.targets import IGNORE, SCHEDULES, distance_weights, future_labels, safe_mean, schedule_weight, weigh_offsets
+from jtok.predict.state_heads import (
+    StateHeads,
+    StateHeadsConfig,
+    init_state_heads,
+    residual_blocks,
+    state_draft_head,
+)
+from jtok.predict.state_probes import (
+    RidgeProbe,
+    adjacent_cosine,
+    logistic_probe,
+    next_bag,
+    ridge_probe,
+    smoothness,
+    state_vectors,
+    token_share,
+    topic_coherence,
+)
+from jtok.predict.targets import (
+    IGNORE,
+    SCHEDULES,
+    distance_weights,
+    future_labels,
+    safe_mean,
+    schedule_weight,
+    weigh_offsets,
+)
 
 __all__ = [
+    "HEAD_INPUTS",
+    "IGNORE",
+    "OBJECTIVES",
+    "ORDERS",
+    "SCHEDULES",
+    "TARGETS",
+    "TUNING_MODES",
+    "WEIGHTINGS",
     "AuxiliaryHeads",
     "AuxiliaryLosses",
     "Base",
@@ -56,27 +236,19 @@ __all__ = [
     "FutureConfig",
     "FutureLosses",
     "FutureModel",
-    "HEAD_INPUTS",
     "HeadsConfig",
-    "IGNORE",
     "JointLayer",
     "MaskLosses",
     "Masked",
-    "OBJECTIVES",
-    "ORDERS",
     "Objective",
     "OffsetLosses",
     "Pace",
     "Packed",
     "Parts",
     "RidgeProbe",
-    "SCHEDULES",
     "StateHeads",
     "StateHeadsConfig",
-    "TARGETS",
-    "TUNING_MODES",
     "Trajectories",
-    "WEIGHTINGS",
     "active_horizon",
     "adjacent_cosine",
     "align",
