@@ -8,6 +8,7 @@ Source: arXiv 2507.11851, section 4. Differs: per-row lengths in a batch, trees,
 drawing, a shortlist and a cut by confidence.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any, Literal
@@ -198,7 +199,7 @@ def _drafter(
         )  # fmt: skip
         if confidence is not None:
             sure = _sure(head, params, state.latents, proposal, confidence, softcap)
-            proposal = proposal.replace(valid=proposal.valid & sure)
+            proposal = dataclasses.replace(proposal, valid=proposal.valid & sure)
         batch = tokens.count.shape[0]
         if linear:
             along = proposal.valid[:, main]
@@ -209,7 +210,8 @@ def _drafter(
             nodes = jnp.arange(tree.num_nodes, dtype=jnp.int32)
             anchors = jnp.broadcast_to(nodes, (batch, tree.num_nodes))
         extra = _blocks(proposal, anchors, tokens, k, vocab)
-        return proposal.replace(extra=extra), state.replace(anchor=anchor)
+        made = dataclasses.replace(proposal, extra=extra)
+        return made, dataclasses.replace(state, anchor=anchor)
 
     def update(state: MaskState, verdict: Verdict, params: PyTree) -> MaskState:
         live = verdict.count > 0
@@ -221,7 +223,8 @@ def _drafter(
         chosen = jnp.zeros_like(end) if linear else jnp.maximum(end, 0)
         found = groups[jnp.arange(batch), chosen].astype(state.latents.dtype)
         ready = (end == state.anchor) if linear else jnp.ones_like(live)
-        return state.replace(
+        return dataclasses.replace(
+            state,
             latents=jnp.where(live[:, None, None], found, state.latents),
             ready=jnp.where(live, ready, state.ready),
         )

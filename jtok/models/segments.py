@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok import nn
 from jtok.errors import ArgumentTypeError, check
 from jtok.models import model as core
+from jtok.models.cache import Cache, after
 
 __all__ = ["cut_layers", "embed_ids", "final_norm", "run_segment", "segment_config"]
 
@@ -118,8 +119,8 @@ def run_segment(
     first: int,
     last: int,
     mask: Bool[Array, "batch seq"] | Bool[Array, "batch seq seq"] | None = None,
-    cache: core.Cache | None = None,
-) -> tuple[Float[Array, "batch seq dim"], core.Cache | None]:
+    cache: Cache | None = None,
+) -> tuple[Float[Array, "batch seq dim"], Cache | None]:
     """Runs the layers `first .. last - 1` on a residual stream.
 
     Args:
@@ -148,12 +149,12 @@ def run_segment(
     allow = core._allow(mask, batch, seq, config.causal)
     layers = _layers(params["layers"], first, last)
     run = core._unrolled if isinstance(layers, tuple) else core._scanned
-    where = core._Where(positions, allow, None)
+    where = core._Where(positions, allow, None, None, None)
     part = segment_config(config, first, last)
     x, pending, _ = run(layers, part, x, where, None, cache, core.Taps())
     if cache is None:
         return x, None
-    return x, dataclasses.replace(cache, pending=core._after(x, pending))
+    return x, dataclasses.replace(cache, pending=after(x, pending))
 
 
 def final_norm(

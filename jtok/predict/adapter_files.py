@@ -298,7 +298,8 @@ def _read_fields(file: pathlib.Path, rank: int | None) -> dict[str, Any]:
             raise UnsupportedCheckpointError(
                 f"{file}: {name}={found!r} is not supported, only {usual!r}."
             )
-    r, alpha = fields.get("r"), fields.get("lora_alpha")
+    r: Any = fields.get("r")
+    alpha: Any = fields.get("lora_alpha")
     good = type(r) is int and r >= 1
     good = good and isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not good or not alpha > 0:

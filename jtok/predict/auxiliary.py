@@ -317,9 +317,9 @@ def run_head(
     """
     base = heads.base
     if heads.config.arch == "linear":
-        for block in head["layers"]:
+        for linear in head["layers"]:
             layer = nn.Linear(base.width, True, base.dtype)
-            change: Any = layer.apply({"params": block["linear"]}, x)
+            change: Any = layer.apply({"params": linear["linear"]}, x)
             x = x + jax.nn.silu(change)
         return x, ()
     pairs: list[Any] = []

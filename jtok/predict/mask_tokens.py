@@ -12,6 +12,7 @@ Source: arXiv 2507.11851. Differs: the text does not say which linear maps have
 adapters (here all), how they and the masks start, nor that the row needs no gradients.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -123,7 +124,7 @@ def with_masks(
     check(1 <= count <= masks.shape[0], "k", k, f"1 to {masks.shape[0]}")
     params = attach(model.params, trained["adapters"], scale)
     embed = {**params["embed"], "extra": masks[:count].astype(config.dtype)}
-    return model.replace(params={**params, "embed": embed})
+    return dataclasses.replace(model, params={**params, "embed": embed})
 
 
 def _decoder(model: Any) -> Any:
@@ -420,7 +421,7 @@ def mask_loss(
     check(good, "num_blocks", num_blocks, "None or at least 1")
     good = len(weights) == 3 and all(weight >= 0 for weight in weights)
     check(good, "weights", weights, "three numbers, at least 0")
-    shell = model.replace(params=None)
+    shell = dataclasses.replace(model, params=None)
     bound = config.max_positions if config.positions == "learned" else None
 
     def loss_fn(
@@ -442,7 +443,7 @@ def mask_loss(
             max_positions=bound, **given,
         )  # fmt: skip
         found = mask_losses(
-            shell.replace(params=frozen), trainable, packed, scale=scale, gated=gated,
+            dataclasses.replace(shell, params=frozen), trainable, packed, scale=scale, gated=gated,
             reduction=reduction, chunk=chunk,
         )  # fmt: skip
         parts = (found.base, found.sampler, found.consistency)

@@ -8,6 +8,8 @@ are made from small integer arrays; where the slots are the tokens and then all 
 Source: arXiv 2507.11851, section 3 (several sub-prompts in one).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,7 +197,7 @@ def pack_blocks(
         weight = every / jnp.maximum(some, 1.0)
     behind = _blocks(tokens, k, vocab_size, plain, blocks, (ahead, there), weight)
     joined = jax.tree.map(_join, plain, behind)
-    return joined.replace(segments=segments, seq=seq, k=k)
+    return dataclasses.replace(joined, segments=segments, seq=seq, k=k)
 
 
 def _join(left: Array, right: Array) -> Array:
@@ -257,7 +259,7 @@ def interleave(packed: Packed, slots: int | None = None) -> Packed:
     width = packed.offset.max() + 1
     place = jnp.where(packed.valid, packed.block * width + packed.offset, 2**30)
     order = jnp.argsort(place, axis=1, stable=True)[:, :slots]
-    moved = packed.replace(segments=None, seq=0)
+    moved = dataclasses.replace(packed, segments=None, seq=0)
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), moved)
 
 
