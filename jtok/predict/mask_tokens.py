@@ -443,8 +443,8 @@ def mask_loss(
             max_positions=bound, **given,
         )  # fmt: skip
         found = mask_losses(
-            dataclasses.replace(shell, params=frozen), trainable, packed, scale=scale, gated=gated,
-            reduction=reduction, chunk=chunk,
+            dataclasses.replace(shell, params=frozen), trainable, packed, scale=scale,
+            gated=gated, reduction=reduction, chunk=chunk,
         )  # fmt: skip
         parts = (found.base, found.sampler, found.consistency)
         loss = sum(w * x for w, x in zip(weights, parts, strict=True) if w)
