@@ -350,7 +350,9 @@ def concept_tune(
     )  # fmt: skip
     if adapted and dropout > 0:
         loss_fn = functools.partial(_dropped, loss_fn, dropout)
-    rate = learning_rate or (1e-5 if adapted else 5e-6)
+    rate = learning_rate
+    if rate is None:
+        rate = 1e-5 if adapted else 5e-6
     result = train.fit(
         loss_fn, parts.trainable, frozen=parts.frozen, data=data, steps=steps, key=key,
         state=_start(), optimizer=_optimizer(rate, steps, warmup, 50),

@@ -154,7 +154,7 @@ def sample_masked(
     official = compat == "official"
     check(compat in ("default", "official"), "compat", compat, "one of the two")
     _check_numbers(temperature, top_p, top_k, order_temperature, guidance, eos_penalty)
-    _check_pairs(order, pace, layer, energy)
+    _check_pairs(order, pace, layer, energy, order_temperature)
     for token in (*forbid, *(() if eos_id is None else (eos_id,))):
         good = 0 <= token < made.vocab_size
         check(good, "forbid", token, f"ids in 0..{made.vocab_size - 1}")
@@ -259,12 +259,17 @@ def _check_numbers(
     check(0 <= eos_penalty < finite, "eos_penalty", eos_penalty, "a number >= 0")
 
 
-def _check_pairs(order: str, pace: Pace, layer: Any, energy: Any) -> None:
+def _check_pairs(
+    order: str, pace: Pace, layer: Any, energy: Any, order_temperature: int | float
+) -> None:
     by_confidence = order in ("confidence", "plain_confidence")
     good = pace.kind != "threshold" or (by_confidence and layer is None)
     check(
         good, "pace", "a threshold", "an order by confidence, and no layer, beside it"
     )
+    good = pace.kind != "threshold" or order_temperature == 0
+    expected = "0 beside a threshold, which says itself what is revealed"
+    check(good, "order_temperature", order_temperature, expected)
     good = order != "origin" or pace.kind == "dream"
     check(good, "pace", pace.kind, "a dream_pace beside the order 'origin'")
     good = energy is None or (layer is None and not by_confidence)

@@ -410,8 +410,8 @@ def import_fusing(
     expected = jax.eval_shape(
         lambda: _init_params(config, base_of(model), jax.random.key(0))
     )
-    same = jax.tree.map(lambda a, b: a.shape == b.shape, params, expected)
-    if not all(jax.tree.leaves(same)):
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, expected)]
+    if shapes[0] != shapes[1]:
         raise CheckpointError(
             "weights: their shapes are not those of config: "
             f"{jax.tree.map(lambda a: a.shape, params)}."

@@ -278,6 +278,7 @@ def future_loss(
       16
     """
     horizon = model.config.horizon
+    check(gamma >= 0, "gamma", gamma, "at least 0")
     weights = distance_weights(horizon, gamma)
     known = ("tokens", "offsets")
     check(reduction in known, "reduction", reduction, "'tokens' or 'offsets'")

@@ -105,7 +105,8 @@ def _joint_layer(
         x = jnp.zeros((1, 1, width), dtype)
         norm = nn.Norm(config).init(keys[0], x)["params"]
         linear = lambda key, size: _linear(key, size, width, dtype)
-        scale = jnp.zeros_like if zero_init else jnp.ones_like
+        gain = (0.0 if zero_init else 1.0) - (1.0 if config.norm_offset else 0.0)
+        scale = functools.partial(jnp.full_like, fill_value=gain)
         made = {
             "embed_norm": norm,
             "hidden_norm": norm,

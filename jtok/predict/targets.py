@@ -149,7 +149,8 @@ def weigh_offsets(
       valid: `[..., offsets]` which count.
       weights: `[offsets]` float32 of each distance.
       reduction: "tokens" divides the weighted sum by the weights of all that counts;
-        "offsets" weighs the means of the distances, and divides by the weights.
+        "offsets" weighs the means of the distances where something counts, and divides
+        by their weights.
 
     Returns:
       float32 scalar; 0 where nothing counts.
@@ -167,7 +168,8 @@ def weigh_offsets(
     sums = jnp.sum(flat, axis=0)
     if reduction == "offsets":
         means = sums / jnp.maximum(counts, 1.0)
-        return jnp.sum(weights * means) / jnp.sum(weights)
+        present = jnp.sum(weights * (counts > 0))
+        return jnp.sum(weights * means) / jnp.where(present > 0, present, 1.0)
     total = jnp.sum(weights * counts)
     return jnp.sum(weights * sums) / jnp.where(total > 0, total, 1.0)
 
@@ -179,7 +181,8 @@ def schedule_weight(
 
     With p = step / steps: "constant" 1, "linear" p, "sine" sin(pi/2 p), "rsine"
     sin(pi/2 (1 - p)), "sine_r" sin(pi/2 p / ratio) up to p = ratio and then 1. Where
-    there are no steps (evaluation) it is 1.
+    there are no steps (evaluation) it is 1. A traced step beyond the last counts as the
+    last.
 
     Args:
       name: one of `SCHEDULES`.
@@ -208,7 +211,7 @@ def schedule_weight(
         check(0 <= step <= steps, "step", step, f"0 to {steps}")
     if steps == 0 or name == "constant":
         return jnp.float32(1.0)
-    part = jnp.asarray(step, jnp.float32) / steps
+    part = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
     quarter = jnp.float32(math.pi / 2)
     if name == "linear":
         return part

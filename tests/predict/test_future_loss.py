@@ -177,7 +177,7 @@ def test_training_learns_and_counts_its_updates():
 
 def test_bad_input():
     for options, message in (
-        ({"gamma": -0.1}, "decay: got -0.1"),
+        ({"gamma": -0.1}, "gamma: got -0.1"),
         ({"decoder_positions": 0}, "decoder_positions: got 0"),
         ({"chunk": 0}, "chunk: got 0"),
         ({"curriculum": ((1, 1),)}, "curriculum: got .* the first at step 0"),
