@@ -17,7 +17,7 @@ from jtok.decode.dynamic import Dynamic, dynamic, grow_tree, grow_tree_with
 from jtok.decode.ftp import FutureState, future_blocks, future_drafter, unverified
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.heads import draft_tree
-from jtok.decode.host import HostTree, ask_host, host_drafter
+from jtok.decode.host import HostTree, host_drafter
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
 from jtok.decode.mtp import MaskState, mtp
 from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
@@ -88,7 +88,6 @@ __all__ = [
     "accept",
     "accept_typical",
     "allow_tokens",
-    "ask_host",
     "auxiliary_heads",
     "check_q",
     "chimera",

@@ -49,6 +49,19 @@ def draft_tree(
 
     Raises:
       ArgumentError: a tree deeper than the head's steps.
+
+    Example:
+      >>> from jtok.decode import Tokens
+      >>> from jtok.ops import Tree, readout_logits
+      >>> from jtok.predict import DraftHead
+      >>> counts = lambda params, context, state, tokens, index: (
+      ...     jax.nn.one_hot((tokens + 1) % 8, 8), state)
+      >>> head = DraftHead(lambda params, context: jnp.zeros((1, 1)), counts,
+      ...                  lambda params, hidden, want: readout_logits(hidden, want), 3)
+      >>> tokens = Tokens(jnp.array([[4, 5]]), jnp.array([2]))
+      >>> made = draft_tree(head, None, None, tokens, Tree.chain(3), vocab_size=8)
+      >>> made.tokens.tolist()
+      [[5, 6, 7, 0]]
     """
     deepest = tree.max_depth
     check(deepest <= head.steps, "tree", f"depth {deepest}", f"at most {head.steps}")

@@ -40,7 +40,7 @@ class Calibrated(NamedTuple):
     """
 
     thresholds: tuple[float, ...]
-    speed: float
+    speed: int | float
     tried: tuple[tuple[tuple[float, ...], float], ...]
 
 
@@ -101,8 +101,10 @@ def _size(tree: object) -> int:
 
 
 def _head(model: Model) -> int:
-    weight, bias = model.unembedding()
-    return int(np.prod(weight.shape)) + (0 if bias is None else bias.shape[0])
+    params = model.params  # may be shapes alone
+    if "unembed" in params:
+        return _size(params["unembed"])
+    return _size(params["embed"]["tokens"])
 
 
 def exit_layers(exits: Sequence[int], counts: Sequence[int] | np.ndarray) -> float:
@@ -129,7 +131,7 @@ def exit_layers(exits: Sequence[int], counts: Sequence[int] | np.ndarray) -> flo
 
 
 def modelled_speed(
-    tokens_per_call: float, drafts_per_call: float, draft_cost: float
+    tokens_per_call: int | float, drafts_per_call: int | float, draft_cost: int | float
 ) -> float:
     """The speed-up over plain decoding, where reading weights is all that counts.
 

@@ -43,7 +43,7 @@ PyTree = Any
 
 
 def mask_init(
-    model: Model,
+    model: Any,
     k: int,
     rank: int,
     key: jax.Array,

@@ -113,7 +113,7 @@ def pack_blocks(
     k: int,
     *,
     vocab_size: int,
-    labels: Int[Array, "batch seq"] | None = None,
+    labels: Int[Array, "..."] | None = None,
     mask: Bool[Array, "batch seq"] | None = None,
     positions: Int[Array, "batch seq"] | None = None,
     segments: Int[Array, "batch seq"] | None = None,
@@ -207,7 +207,8 @@ def _join(left: Array, right: Array) -> Array:
 def _check_ids(tokens: Array, vocab_size: int) -> None:
     if isinstance(tokens, jax.core.Tracer) or not tokens.size:
         return
-    low, high = int(tokens.min()), int(tokens.max())
+    held = np.asarray(tokens)  # also where a closure brought it under `jit`
+    low, high = int(held.min()), int(held.max())
     got, expected = f"ids {low} to {high}", f"0 to {vocab_size - 1}"
     check(low >= 0 and high < vocab_size, "tokens", got, expected)
 

@@ -17,10 +17,10 @@ from jtok.decode import (
     Rule,
     Sampling,
     Tokens,
-    ask_host,
     loop,
     no_drafter,
 )
+from jtok.decode.host import ask_host
 from jtok.errors import ArgumentError, check
 from jtok.models import Info, StepInput, StepOutput, Target
 from jtok.ops import row_keys

@@ -177,7 +177,8 @@ def test_a_layer_of_its_own_for_each_draw():
     params = layer.init(jax.random.key(0))
     _, values = denoiser_of(base_model())
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 10, 32)), jnp.float32)
-    both = [jax.jit(lambda p, h, i, made=made: made.step(p, values, ROWS, h, None, i))
+    rows = jnp.asarray(ROWS)
+    both = [jax.jit(lambda p, h, i, made=made: made.step(p, values, rows, h, None, i))
             for made in (layer, shared)]  # fmt: skip
     for index in range(3):
         one = jax.tree.map(lambda leaf, i=index: leaf[i], params)
