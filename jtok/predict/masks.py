@@ -17,6 +17,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import check
+from jtok.ops.implementation import target_platform
 from jtok.predict.targets import IGNORE, future_labels
 
 __all__ = [
@@ -117,7 +118,7 @@ def pack_blocks(
     mask: Bool[Array, "batch seq"] | None = None,
     positions: Int[Array, "batch seq"] | None = None,
     segments: Int[Array, "batch seq"] | None = None,
-    blocks: Int[Array, "batch blocks"] | None = None,
+    blocks: Int[Array, "..."] | None = None,
     max_positions: int | None = None,
 ) -> Packed:
     """Lays out rows: first their tokens, then every block, k slots each.
@@ -381,6 +382,8 @@ def block_attention(
     at = jnp.maximum(ends, 0)
     start = jnp.take_along_axis(places, at, axis=1)
     document = None if segments is None else jnp.take_along_axis(segments, at, axis=1)
+    # CPUs multiply not every shape of bfloat16 with a float32 result.
+    wide = jnp.float32 if target_platform() == "cpu" else query.dtype
     steps = jnp.arange(k)
     causal = steps[None, :] <= steps[:, None]  # [query, key] of one block
     if window is not None:
@@ -398,8 +401,12 @@ def block_attention(
             near = place[..., None] - places[:, None, None] < window
             allow = allow & near
         grouped = own_query.reshape(*end.shape, k, kv_heads, heads // kv_heads, dim)
+        grouped = grouped.astype(wide)
         score = lambda form, keys: _capped(
-            scale * jnp.einsum(form, grouped, keys, preferred_element_type=jnp.float32),
+            scale
+            * jnp.einsum(
+                form, grouped, keys.astype(wide), preferred_element_type=jnp.float32
+            ),
             softcap,
         )
         over_row = score("bcjgrd,bgnd->bgrcjn", row_key)
@@ -411,7 +418,10 @@ def block_attention(
         weights, own_weights = jnp.exp(over_row - best), jnp.exp(over_own - best)
         total = weights.sum(-1) + own_weights.sum(-1)
         mix = lambda form, share, values: jnp.einsum(
-            form, share.astype(values.dtype), values, preferred_element_type=jnp.float32
+            form,
+            share.astype(values.dtype).astype(wide),
+            values.astype(wide),
+            preferred_element_type=jnp.float32,
         )
         mixed = mix("bgrcjn,bgnd->bcjgrd", weights, row_value)
         mixed = mixed + mix("bgrcjl,bcgld->bcjgrd", own_weights, own_value)
