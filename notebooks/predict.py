@@ -214,6 +214,7 @@ both = jtok.nn.DecoderConfig(
     causal=False,
     mask_token_id=16,
 )
+# %%
 shift = np.random.default_rng(1).permutation(16)
 
 
