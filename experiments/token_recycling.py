@@ -16,9 +16,9 @@ The paper (arXiv 2408.08696): 2.70 tokens per call and 2.03x on Spec-Bench with
 Vicuna 7B, where prompt lookup has 1.75 and 1.53x. A small model repeats itself more
 than a large one, which flatters every drafter; the share of repeated 4-grams stands
 beside each figure. Measured: 2.98 to 4.39 tokens per call on the small model at
-temperature 0 (inherited table); wall clock 0.92x on two CPU cores, 2.12x for 31 M random
-weights with the small model's acceptance. About 3.5 minutes on 2 CPU cores, plus 4 to
-train the model once.
+temperature 0 (inherited table); wall clock 0.92x on two CPU cores, 2.12x for 31 M
+random weights with the small model's acceptance. About 3.5 minutes on 2 CPU cores, plus
+4 to train the model once.
 """
 
 import dataclasses
