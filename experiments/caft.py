@@ -32,6 +32,7 @@ import optax
 import jtok
 from experiments.cache import cached
 from experiments.corpus import standard_library
+from experiments.intervals import student_interval
 from experiments.targets import repeated_ngrams
 from jtok import nn, predict, testing, train
 from jtok.ops import Tree
@@ -58,7 +59,6 @@ MINUTES = {"smoke": 0.4, "small": 6, "full": 600}
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _VOCAB = 128
-_T_975 = {2: 4.303, 3: 3.182, 4: 2.776}  # of Student's t, by degrees of freedom
 _TEMPLATES = ("get({key}) = ", "# {key} means ", "table['{key}']: ")
 
 
@@ -373,10 +373,7 @@ def _paired(scores: Any, name: str, beta: float) -> tuple[float, Any]:
     """Mean difference to plain fine-tuning at the end, with its 95 % interval."""
     ends = [np.array(scores[b, name])[:, -1] for b in (beta, 0.0)]
     apart = ends[0] - ends[1]
-    if len(apart) - 1 not in _T_975:
-        return float(apart.mean()), None
-    half = _T_975[len(apart) - 1] * apart.std(ddof=1) / len(apart) ** 0.5
-    return float(apart.mean()), (float(apart.mean() - half), float(apart.mean() + half))
+    return float(apart.mean()), student_interval(apart)
 
 
 def _concept_claims(scores: Any, config: Config, report: Any) -> None:

@@ -34,6 +34,7 @@ import numpy as np
 
 import jtok
 from experiments.cache import cached
+from experiments.intervals import student_interval
 from experiments.masked_models import public_model
 from jtok import nn, predict, train
 
@@ -307,16 +308,6 @@ def _samples(
     )  # fmt: skip
 
 
-def _interval(values: Any) -> tuple[float, float]:
-    """95 % of a mean, by Student's law for few values."""
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return float(values[0]), float(values[0])
-    table = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-    width = table.get(len(values), 1.96) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean() - width), float(values.mean() + width)
-
-
 # ---- groups
 
 
@@ -359,7 +350,7 @@ def _groups(config: Config, report: Any) -> None:
                         valid_share(tokens)
                     )
                     forwards[name, count] = float(np.mean(out.forwards))
-                    pictures[name, count] = out
+                    pictures.setdefault((name, count), out)  # of the first order
                     if count == 1 and single is None:
                         single = tokens
                     elif count == 1:
@@ -371,7 +362,8 @@ def _groups(config: Config, report: Any) -> None:
     _group_claims(config, shares, forwards, rows, different, report)
     _group_figure(config, shares, report)
     for name in ("parallel", "layer"):
-        _picture(f"Two rows by forwards, K = 4, {name}", pictures[name, 4], report)
+        title = f"Two rows by forwards, {config.orders[0]} order, K = 4, {name}"
+        _picture(title, pictures[name, 4], report)
 
 
 def _group_batch(seq: int, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -381,7 +373,7 @@ def _group_batch(seq: int, rng: np.random.Generator, count: int) -> np.ndarray:
 def _group_table(shares: Any, forwards: Any, report: Any) -> None:
     rows = []
     for (order, name, count), values in shares.items():
-        low, high = _interval(values)
+        low, high = student_interval(values) or (None, None)
         label = "exact" if count == 1 else name
         rows.append(
             {
@@ -421,7 +413,7 @@ def _group_claims(
         "KL to the model run again: layer over marginals, held out",
         paper="not given",
         measured=round(float(np.mean(ratios)), 4), unit="ratio", op="<", bound=1.0,
-        ci95=_interval(ratios), n=len(ratios), reason=small,
+        ci95=student_interval(ratios), n=len(ratios), reason=small,
     )  # fmt: skip
 
     def gaps(order: str, count: int) -> np.ndarray:
@@ -439,7 +431,7 @@ def _group_claims(
             f"valid groups at K = {count}, {order} order: layer minus parallel",
             paper="MAUVE 0.96 against 0.76 at K = 2, 0.87 against 0.31 at K = 4",
             measured=round(float(values.mean()), 4), unit="share", op=">", bound=0.0,
-            ci95=_interval(values), n=len(values), reason=small,
+            ci95=student_interval(values), n=len(values), reason=small,
         )  # fmt: skip
     for count in (2, 4):
         exact = np.array(shares["entropy", "parallel", 1])
@@ -451,7 +443,7 @@ def _group_claims(
             f"{count}",
             paper="0.81 of the gap in MAUVE at K = 4",
             measured=round(float(values.mean()), 4), unit="share", op=">=", bound=0.5,
-            ci95=_interval(values), n=len(values),
+            ci95=student_interval(values), n=len(values),
             reason=f"{small}; a group is valid only if all four tokens are, which is "
             "harder than MAUVE",
         )  # fmt: skip

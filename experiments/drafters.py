@@ -32,6 +32,7 @@ import numpy as np
 import jtok
 from experiments.cache import cached
 from experiments.corpus import standard_library
+from experiments.intervals import student_interval
 from experiments.targets import load_target, prompts_by_domain, repeated_ngrams
 from jtok import predict, train
 from jtok.decode import (
@@ -77,7 +78,6 @@ SOURCES = (
     "jtok/predict/state_heads.py",
 )
 MINUTES = {"smoke": 0.5, "small": 18, "full": 300}
-_T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # of Student's t
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,7 +326,7 @@ def run(config: Config, report: Any) -> None:
         model, report, count=config.prompts, tokens=config.prompt_tokens
     )
     batches = _batches(config, model, report)
-    plain = {t: _decode(model, model, None, domains, config, t) for t in (0.0, 1.0)}
+    plain = {t: _decode(model, None, domains, config, t) for t in (0.0, 1.0)}
     arms = config.arms or tuple(ARMS)
     jobs = [
         (arm, seed)
@@ -339,7 +339,7 @@ def run(config: Config, report: Any) -> None:
         lm, drafter = ARMS[arm].finish(model, trained, config)
         row = {"seed": seed, **cost}
         for temperature, expected in plain.items():
-            out = _decode(model, lm, drafter, domains, config, temperature)
+            out = _decode(lm, drafter, domains, config, temperature)
             row |= _figures(out, expected, f"T={temperature:g}")
         if seed == config.seeds[0]:
             row |= _race(model, lm, drafter, domains, config)
@@ -438,15 +438,13 @@ class Decoded(NamedTuple):
     emitted: int
     calls: int
     slots: int
-    differing: int
 
 
 def _decode(
-    plain: Any, lm: Any, drafter: Drafter | None, domains: Any, config: Config,
+    lm: Any, drafter: Drafter | None, domains: Any, config: Config,
     temperature: float,
 ) -> Decoded:  # fmt: skip
     """All prompts, a domain at a time in one ragged batch."""
-    del plain
     rows, emitted, calls, slots = [], 0, 0, 0
     for prompts in domains.values():
         out = generate(
@@ -456,7 +454,7 @@ def _decode(
         rows += list(out.tokens)
         emitted, calls = emitted + out.stats.emitted, calls + out.stats.calls
         slots += out.stats.slots
-    return Decoded(rows, emitted, calls, slots, 0)
+    return Decoded(rows, emitted, calls, slots)
 
 
 def _figures(out: Decoded, plain: Decoded, at: str) -> dict[str, Any]:
@@ -502,22 +500,14 @@ def _race(
 # ---- the report
 
 
-def _spread(values: list[float]) -> tuple[float, Any]:
-    """Mean, and its 95 % interval over seeds where there are several."""
-    mean, count = float(np.mean(values)), len(values)
-    if count - 1 not in _T_975:
-        return mean, None
-    half = _T_975[count - 1] * float(np.std(values, ddof=1)) / count**0.5
-    return mean, (mean - half, mean + half)
-
-
 def _report(found: Any, plain: Any, domains: Any, config: Config, report: Any) -> None:
     prompts = [p for some in domains.values() for p in some]
     rows = []
     for arm, some in found.items():
         row: dict[str, Any] = {"drafter": arm}
         for at in ("T=0", "T=1"):
-            mean, interval = _spread([r[f"tokens per call, {at}"] for r in some])
+            values = [r[f"tokens per call, {at}"] for r in some]
+            mean, interval = float(np.mean(values)), student_interval(values)
             row[f"tokens per call, {at}"] = round(mean, 3)
             if interval is not None:
                 row[f"95 %, {at}"] = f"{interval[0]:.2f} to {interval[1]:.2f}"
@@ -582,33 +572,33 @@ def _claims(found: Any, rows: Any, config: Config, report: Any) -> None:
     )
     free = [r["tokens per call, T=1"] for r in found.get("prompt lookup", [])] or [1.0]
     learned = {
-        arm: _spread([r["tokens per call, T=1"] for r in some])
+        arm: [r["tokens per call, T=1"] for r in some]
         for arm, some in found.items()
         if ARMS[arm].start is not None
     }
-    best = max(learned, key=lambda arm: learned[arm][0])
+    best = max(learned, key=lambda arm: np.mean(learned[arm]))
     report.claim(
         "trained_over_lookup_t1",
         f"tokens per call at T=1 of the best trained drafter ({best}) over prompt "
         "lookup",
         paper="trained drafters are several times ahead of lookup on general text",
-        measured=round(learned[best][0] / free[0], 3),
+        measured=round(float(np.mean(learned[best]) / free[0]), 3),
         unit="x",
         op=">",
         bound=1.0,
         n=n,
         reason="the trainings are short",
     )
-    least = min(learned.values(), key=lambda pair: pair[0])
+    least = min(learned.values(), key=np.mean)
     report.claim(
         "drafts_help_each",
         "tokens per call at T=1 of the least of the trained drafters",
         paper="each paper reports more than plain decoding's 1",
-        measured=round(least[0], 3),
+        measured=round(float(np.mean(least)), 3),
         unit="tokens",
         op=">",
         bound=1.0,
-        ci95=least[1],
+        ci95=student_interval(least),
         n=n,
         reason="the trainings are short",
     )

@@ -39,6 +39,7 @@ import jtok
 from experiments import provenance
 from experiments.cache import cached
 from experiments.corpus import standard_library
+from experiments.intervals import student_interval
 from experiments.web_text import documents, hub_lines, token_file
 from jtok import models, nn, predict, testing, train
 from jtok.decode import future_blocks, future_drafter, generate
@@ -639,16 +640,6 @@ def _report_figures(config: Config, found: list[dict[str, Any]], report: Any) ->
     report.figure("Vectors, far tokens and topics", fig)
 
 
-def _spread(values: list[float]) -> tuple[float, tuple[float, float] | None]:
-    """Mean over seeds with its 95 % interval (Student's t), where there are several."""
-    quantiles = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-    mean = float(np.mean(values))
-    if len(values) not in quantiles:
-        return mean, None
-    half = quantiles[len(values)] * np.std(values, ddof=1) / math.sqrt(len(values))
-    return mean, (mean - float(half), mean + float(half))
-
-
 def _report_claims(config: Config, found: list[dict[str, Any]], report: Any) -> None:
     task = "code, comment or string" if not config.data else "news by topic"
     average = lambda row, name: float(np.mean(row[f"{name}, coherence"]))
@@ -699,7 +690,8 @@ def _report_claims(config: Config, found: list[dict[str, Any]], report: Any) -> 
             "all at once",
         ),
     ):  # fmt: skip
-        mean, interval = _spread(differences[id_])
+        values = differences[id_]
+        mean, interval = float(np.mean(values)), student_interval(values)
         report.claim(
             id_, claim, paper=paper, measured=round(mean, 5), unit=unit, op=">",
             bound=0.0, ci95=interval, n=len(found), reason=reason,
@@ -713,7 +705,7 @@ def _report_claims(config: Config, found: list[dict[str, Any]], report: Any) -> 
         reason="a bug: please report it",
     )  # fmt: skip
     speeds = [row["tokens per call, T=0"] for row in found]
-    mean, interval = _spread(speeds)
+    mean, interval = float(np.mean(speeds)), student_interval(speeds)
     report.claim(
         "tokens_per_call",
         "tokens per encoder call at T=0, the slots drafting for slot 0",

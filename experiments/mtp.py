@@ -34,7 +34,7 @@ from experiments.cache import cached
 from experiments.corpus import held_out_prompts, standard_library
 from jtok import nn, testing, train
 from jtok.decode import Drafter, Generated, generate, mtp
-from jtok.ops import Tree
+from jtok.ops import Tree, cross_entropy
 from jtok.predict import (
     block_latents,
     load_masks,
@@ -42,6 +42,7 @@ from jtok.predict import (
     mask_loss,
     mask_losses,
     pack_blocks,
+    safe_mean,
     save_masks,
     with_masks,
 )
@@ -150,7 +151,7 @@ PRESETS = {
     "full": Config(
         model="allenai/Llama-3.1-Tulu-3-8B-SFT", data="tulu-3-sft-mixture.jsonl",
         dtype="bfloat16", k=8, rank=128, steps=50_000, batch=8, length=2048,
-        num_blocks=256, learning_rate=2e-4, seeds=(0,), ablate_seeds=(), prompts=160,
+        num_blocks=256, learning_rate=2e-4, seeds=(0,), ablate_seeds=(0,), prompts=160,
         prompt_tokens=1024, new_tokens=512, held_out=64,
     ),
 }  # fmt: skip
@@ -472,14 +473,12 @@ def _report_steps(outs: Any, config: Config, report: Any) -> None:
         paper="1.67, 2.69 and 3.17 at k = 1, 4 and 8, mean of 13 sets, Tulu 3 8B",
         measured=round(rate, 4), unit="tokens/step", op=">=", bound=1.67,
         n=_rates(outs[BOTH])[..., 0].size,
-        reason="the model is small and hardly trained, so the future is hard to guess",
+        reason="the model is small and hardly trained, so the future is hard to guess; "
+        "the bound is the paper's figure at k = 1",
     )  # fmt: skip
 
 
 def _report_consistency(ablated: Any, outs: Any, config: Config, report: Any) -> None:
-    if not ablated:
-        report.text("The consistency loss was not ablated.")
-        return
     same = {seed: outs[BOTH][seed] for seed in ablated}
     ratio, spread = _ratio(same, ablated)
     report.table(
@@ -500,6 +499,19 @@ def _report_consistency(ablated: Any, outs: Any, config: Config, report: Any) ->
 
 
 # ---- the model itself
+
+
+@jax.jit
+def _next_token(model: Any, tokens: Any, batch: Any) -> Any:
+    """Mean nats of the targets, through the model as it is called."""
+    mask = batch.get("mask", jnp.ones(tokens.shape, bool))
+    targets = batch.get("labels", tokens)[:, 1:]
+    counts = mask[:, 1:] & (targets >= 0)
+    hidden = model(tokens, mask=mask, logits="none").hidden[:, :-1]
+    weight, bias = model.unembedding()
+    nats = cross_entropy(hidden, weight, jnp.maximum(targets, 0), bias=bias,
+                         softcap=model.config.final_softcap)  # fmt: skip
+    return safe_mean(nats, counts)
 
 
 def _report_model(
@@ -530,12 +542,16 @@ def _report_model(
             for name, made in runs.items()
         ],
     )
-    base, gated, drifted = (float(made.next_token) for made in runs.values())
+    base, _, drifted = (float(made.next_token) for made in runs.values())
+    decoded = _next_token(with_masks(model, trained), tokens, batch)
+    gated = decoded - _next_token(model, tokens, batch)
     count = int((np.asarray(packed.labels[:, : packed.seq]) >= 0).sum())
     report.claim(
-        "gate_keeps_the_model", "next-token cross-entropy, gated minus base",
-        paper="flat over the training", measured=gated - base, unit="nats", op="==",
-        bound=0.0, n=count, reason="a bug: please report it",
+        "gate_keeps_the_model",
+        "next-token cross-entropy of the model with masks and adapters, as it decodes, "
+        "minus the base model's",
+        paper="flat over the training", measured=abs(gated), unit="nats", op="<=",
+        bound=1e-5, n=count, reason="a bug: please report it",
     )  # fmt: skip
     report.claim(
         "ungated_drifts", "next-token cross-entropy, ordinary adapters minus base",
@@ -587,11 +603,17 @@ def _variants(
     """Name -> temperature, output, query slots per step."""
     k, lm = config.k, with_masks(model, trained)
     fork = Tree.from_paths(
-        [(0,), (1,), *[(0,) * depth for depth in range(2, k + 1)], (0, 1), (1, 0)]
+        [
+            path
+            for path in ((0,), (1,), *((0,) * d for d in range(2, k + 1)))
+            if len(path) <= k
+        ]
+        + ([(0, 1), (1, 0)] if k > 1 else []),
+        sort=True,
     )
     table: dict[str, tuple[float, dict[str, Any], int]] = {
         f"k={few} of {k}": (0.0, {"k": few}, _slots("quadratic", few))
-        for few in sorted({1, 2, k // 2} - {0, k})
+        for few in sorted({1, 2, k // 2} & set(range(1, k)))
     }
     table |= {
         "a tree": (0.0, {"tree": fork}, _slots("quadratic", k, fork.num_nodes)),
@@ -655,13 +677,13 @@ def _report_lossless(plain: Any, everything: Any, config: Config, report: Any) -
             continue
         count += int(sum(len(row) for row in out.tokens))
         for found in testing.compare(plain[temperature], out):
-            unexplained += found.gap >= limit
+            unexplained += not found.gap < limit
             ties.append({"T": temperature, **found._asdict()})
     report.table("Differences from plain decoding (near-ties)", ties)
     report.claim(
         "lossless",
-        f"tokens unlike plain decoding's where it had no near-tie (< {limit:g})",
-        paper="quality is that of the base model", measured=unexplained, unit="tokens",
+        f"rows that leave plain decoding where it had no near-tie (< {limit:g})",
+        paper="quality is that of the base model", measured=unexplained, unit="rows",
         op="==", bound=0, n=count, reason="a bug: please report it",
     )  # fmt: skip
 
@@ -694,7 +716,8 @@ def _report_wall_clock(
         paper="the speed-up is quoted in steps", unit="x",
         measured=round(middle["plain"] / middle[BOTH], 3), op=">", bound=1.0,
         ci95=(float(pairs.min()), float(pairs.max())), n=config.rounds,
-        reason="a step computes many query slots, which a CPU pays for",
+        reason="a step computes many query slots, which a CPU pays for; the interval "
+        "is the lowest and the highest of the rounds",
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ import numpy as np
 import jtok
 from experiments.cache import cached
 from experiments.corpus import held_out_prompts, standard_library
+from experiments.intervals import student_interval
 from experiments.pretrain import PRESETS as PRETRAIN
 from experiments.pretrain import small_lm
 from jtok import testing, train
@@ -313,7 +314,7 @@ def _report_losses(config: Config, drafts: Any, report: Any) -> None:
         "nats by which sorted training betters the early exits (the smallest gain)",
         paper="early exits of a draft trained at its last exit alone are useless",
         measured=round(float(low.mean()), 4), unit="nats/token", op=">", bound=0.1,
-        ci95=_spread(low), n=len(low),
+        ci95=student_interval(low), n=len(low),
         reason="the early exits were good without it",
     )  # fmt: skip
     report.claim(
@@ -321,18 +322,9 @@ def _report_losses(config: Config, drafts: Any, report: Any) -> None:
         "nats that sorted training costs at the last exit",
         paper="slightly worse than fine-tuning that exit alone",
         measured=round(float(last.mean()), 4), unit="nats/token", op="<=", bound=0.1,
-        ci95=_spread(last), n=len(last),
+        ci95=student_interval(last), n=len(last),
         reason="so few layers cannot serve three exits at no cost",
     )  # fmt: skip
-
-
-def _spread(values: np.ndarray) -> tuple[float, float] | None:
-    """95 % interval of a mean, by Student's t; None of one value."""
-    factor = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values))
-    if factor is None:
-        return None
-    half = factor * float(values.std(ddof=1)) / len(values) ** 0.5
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 # ---- decoding
@@ -452,7 +444,7 @@ def _claim_speeds(config: Config, targets: Any, speeds: Any, report: Any) -> Non
         "means over the targets, T=0",
         paper="1.55 against 1.22 over three targets and two temperatures",
         measured=round(float(gains.mean()), 4), unit="ratio", op=">", bound=1.0,
-        ci95=_spread(gains), n=len(gains),
+        ci95=student_interval(gains), n=len(gains),
         reason="testing an exit reads an unembedding as dear as a layer and more",
     )  # fmt: skip
     near = np.array(
@@ -471,7 +463,7 @@ def _claim_speeds(config: Config, targets: Any, speeds: Any, report: Any) -> Non
         "target where it is lowest, T=0",
         paper="0.97 (7B: 1.34 against 1.38), 1.0 (13B), above 1 (70B)",
         measured=round(float(near.mean()), 4), unit="ratio", op=">=", bound=0.9,
-        ci95=_spread(near), n=len(near),
+        ci95=student_interval(near), n=len(near),
         reason="testing an exit reads an unembedding as dear as a layer and more",
     )  # fmt: skip
     robust = np.array([best(s2d, s) / best(by_kind["SoFT"], s) for s in seeds])
@@ -481,7 +473,7 @@ def _claim_speeds(config: Config, targets: Any, speeds: Any, report: Any) -> Non
         "exit for all, T=0",
         paper="the gain of S2D is that one setting serves all targets",
         measured=round(float(robust.mean()), 4), unit="ratio", op=">=", bound=1.0,
-        ci95=_spread(robust), n=len(robust),
+        ci95=student_interval(robust), n=len(robust),
         reason="testing an exit reads an unembedding as dear as a layer and more",
     )  # fmt: skip
 
