@@ -486,9 +486,8 @@ def _report_claims(found: Any, config: Config, report: Any) -> None:
     top1 = margin("top1")
     with_states = margin("calls0", "chimera", "no trigrams")
     without_states = margin("calls0", "no states", "neither")
-    interaction = (
-        without_states - with_states if len(without_states) else without_states
-    )
+    both = len(with_states) and len(without_states)
+    interaction = without_states - with_states if both else np.zeros((0, 1))
     for id_, claim, values, unit, reason in (
         ("over_medusa_t0", "tokens per call above Medusa's at T=0",
          margin("calls0"), "tokens/call", "see the agreement by offset"),

@@ -85,7 +85,7 @@ def mtp(
       shortlist: draft among so many ids only; see `mask_head`.
       confidence: drop drafts, and their blocks, from where the probability of a path,
         in the head's own view, falls below this; None keeps all. Changes how many
-        slots count, not the shape of a call.
+        slots count, not the shape of a call. Takes a `Model`.
       params: of a `DraftHead`: `tokens`, `unembed`, `bias`, `sampler`.
 
     Returns:
@@ -140,6 +140,9 @@ def mtp(
     check(1 <= tree.max_depth <= head.steps, "tree", got, most)
     if confidence is not None:
         check(0 < confidence < 1, "confidence", confidence, "between 0 and 1")
+        # A DraftHead does not tell of its shortlist and softcap.
+        good = isinstance(model, Model)
+        check(good, "confidence", confidence, "None beside a DraftHead")
         # What is proposed may depend on what was drawn only where that is no draw.
         good = draw == "shared" and shortlist is None
         check(good, "confidence", confidence, "None beside own draws or a shortlist")

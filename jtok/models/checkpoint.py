@@ -21,7 +21,6 @@ from jtok.errors import (
     MissingFileError,
     UnsupportedCheckpointError,
     VocabMismatchError,
-    WriteError,
     check,
 )
 from jtok.models import mamba, storage, weights
@@ -536,14 +535,8 @@ def save(
     family = FAMILIES[model.config.family]
     plan = weights.plan_tensors(family.weights, params, model.config)
     named = ((item.name, weights.to_tensor(item, params)) for item in plan)
-    if jax.process_count() == 1:
-        _write(model, folder, named, dtype, max_shard_bytes)
-        return
-    write_together(
-        named,
-        lambda: _write(model, folder, named, dtype, max_shard_bytes),
-        os.fspath(folder),
-    )
+    write = lambda: _write(model, folder, named, dtype, max_shard_bytes)
+    storage.write_together(write, folder, gathered=named)
 
 
 def _refuse_adapters(params: PyTree) -> None:
@@ -559,27 +552,6 @@ def _refuse_adapters(params: PyTree) -> None:
             "for, expected a plain model: merge adapters (jtok.predict.merge), or save "
             "them beside it (jtok.predict.save_adapters) and detach them."
         )
-
-
-def write_together(
-    named: Iterator[Any], write: Callable[[], None], folder: str
-) -> None:
-    """All processes gather, the first writes; a failure there is one everywhere."""
-    from jax.experimental import multihost_utils
-
-    fault: Exception | None = None
-    if jax.process_index() == 0:
-        try:
-            write()
-        except Exception as error:
-            fault = error
-    for _ in named:  # the others, and a first one that failed, help to gather the rest
-        pass
-    good = multihost_utils.broadcast_one_to_all(np.int32(fault is None))
-    if fault is not None:
-        raise fault
-    if not good:
-        raise WriteError(f"folder: process 0 could not write {folder!r}.")
 
 
 def _write(

@@ -6,9 +6,10 @@ import mmap
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Shaped
 
@@ -339,6 +340,50 @@ class TensorFiles:
                 f"{self.folder}: no tensor {name!r} among its {len(self)}."
             )
         return self._entries[name]
+
+
+def write_together(
+    write: Callable[[], None],
+    folder: str | os.PathLike[str],
+    *,
+    gathered: Iterable[Any] = (),
+) -> None:
+    """Lets the first of all processes write; a failure there is one everywhere.
+
+    Args:
+      write: writes the folder; only the first process calls it.
+      folder: for the message of the others.
+      gathered: what `write` takes from all processes, one by one; the others draw it
+        to its end, as does a first one that failed.
+
+    Raises:
+      WriteError: in the other processes, where the first could not write. The first
+        raises its own error.
+
+    Example:
+      >>> written = []
+      >>> write_together(lambda: written.append(1), "folder")
+      >>> written
+      [1]
+    """
+    if jax.process_count() == 1:
+        write()
+        return
+    from jax.experimental import multihost_utils
+
+    fault: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            write()
+        except Exception as error:
+            fault = error
+    for _ in gathered:
+        pass
+    good = multihost_utils.broadcast_one_to_all(np.int32(fault is None))
+    if fault is not None:
+        raise fault
+    if not good:
+        raise WriteError(f"folder: process 0 could not write {os.fspath(folder)!r}.")
 
 
 def write_tensors(

@@ -19,7 +19,6 @@ import numpy as np
 from jtok import files
 from jtok.errors import CheckpointError, UnsupportedCheckpointError, check
 from jtok.models import FAMILIES, split_layers, storage
-from jtok.models.checkpoint import write_together
 from jtok.models.fields import read_object
 from jtok.nn import DecoderConfig
 from jtok.ops.sharding import to_host
@@ -123,10 +122,7 @@ def save_with(
             more(staged)
             files.write_atomic(staged / _CONFIG, text)
 
-    if jax.process_count() == 1:
-        write()
-    else:
-        write_together(iter(()), write, os.fspath(folder))
+    storage.write_together(write, folder)
 
 
 def load_adapters(

@@ -213,7 +213,12 @@ def combine_losses(
 
 
 def count_targets(
-    labels: Any, predictions: int, *, accumulate: int = 1, segments: Any = None
+    labels: Any,
+    predictions: int,
+    *,
+    accumulate: int = 1,
+    segments: Any = None,
+    mask: Any = None,
 ) -> tuple[np.ndarray, ...]:
     """What makes micro-batches weigh by their tokens: for `batch["targets"]`.
 
@@ -222,6 +227,7 @@ def count_targets(
       predictions: 1 + the number of heads.
       accumulate: micro-batches that `fit` will make of the batch.
       segments: as for `auxiliary_losses`.
+      mask: `[batch, seq]`, False for tokens that are no target.
 
     Returns:
       A float32 scalar for each distance: targets of the whole batch, a micro-batch.
@@ -231,6 +237,8 @@ def count_targets(
       [2.0, 1.0]
     """
     labels = np.asarray(labels)
+    if mask is not None:
+        labels = np.where(np.asarray(mask, bool), labels, IGNORE)
     check(predictions >= 1, "predictions", predictions, "at least 1")
     check(accumulate >= 1, "accumulate", accumulate, "at least 1")
     found = []

@@ -76,14 +76,16 @@ def save_heads(heads: AuxiliaryHeads, folder: str | os.PathLike[str]) -> None:
     for index, head in enumerate(split_heads(to_host(heads.params))):
         for planned in _plan(heads, head, index):
             tensors[planned.name] = weights.to_tensor(planned, head)
-    if jax.process_index() > 0:
-        return
     sizes = {name: getattr(heads.base, name) for name in _SIZES}
     fields = {"format": _FORMAT, "heads": dataclasses.asdict(heads.config)}
     text = json.dumps({**fields, "model": sizes}, indent=2, sort_keys=True) + "\n"
-    with files.replace_folder(folder, marker=_CONFIG) as staged:
-        storage.write_tensors(staged, tensors)
-        files.write_atomic(staged / _CONFIG, text)
+
+    def write() -> None:
+        with files.replace_folder(folder, marker=_CONFIG) as staged:
+            storage.write_tensors(staged, tensors)
+            files.write_atomic(staged / _CONFIG, text)
+
+    storage.write_together(write, folder)
 
 
 def load_heads(
@@ -179,6 +181,11 @@ def _assembled(
     """Heads of tensors that are looked at one by one, once all names are known."""
     names = {_PREFIX.sub("", name): name for name in shapes}
     config = _guessed(names, where) if config is None else config
+    if config.num_auxiliary * config.depth > len(names):
+        raise CheckpointError(
+            f"{where}: {config.num_auxiliary} heads of {config.depth} blocks are asked "
+            f"for, and there are {len(names)} tensors."
+        )
     if config.layer < -model.config.num_layers:
         config = dataclasses.replace(config, layer=-1)
     whole = jax.eval_shape(
@@ -238,9 +245,15 @@ def _guessed(named: Mapping[str, Any], where: str) -> HeadsConfig:
             f"{where}: no heads there; expected tensors such as "
             f"'0.layers.0.self_attn.q_proj.weight', found {shown}."
         )
+    count, depth = (1 + max(int(match[at]) for match in found) for at in (1, 2))
+    if count * depth > len(found):
+        raise CheckpointError(
+            f"{where}: names speak of {count} heads of {depth} blocks, and there are "
+            f"{len(found)} tensors of blocks."
+        )
     return HeadsConfig.official(
-        num_auxiliary=1 + max(int(match[1]) for match in found),
-        depth=1 + max(int(match[2]) for match in found),
+        num_auxiliary=count,
+        depth=depth,
         arch="linear" if found[0][3] else "decoder",
         separate_unembedding=any(".lm_head." in f".{name}" for name in named),
     )

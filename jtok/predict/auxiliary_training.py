@@ -362,9 +362,13 @@ def concept_tune(
     base = made["base"]
     if isinstance(model.params["layers"], tuple):
         base = split_layers(base)
+    if heads is not None:  # what they were last trained to read
+        read: Any = input_
+        config = dataclasses.replace(heads.config, head_input=read)
+        heads = dataclasses.replace(heads, params=made["heads"], config=config)
     return FineTuned(
         dataclasses.replace(model, params=base),
-        None if heads is None else dataclasses.replace(heads, params=made["heads"]),
+        heads,
         result.trainable if adapted else None,
         result,
     )

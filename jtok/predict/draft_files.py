@@ -67,12 +67,13 @@ def save_draft(draft: Fusing | StateHeads, path: str | os.PathLike[str]) -> None
         "vocabulary": draft.vocabulary,
     }
     named = to_host(_named(draft.params))
-    if jax.process_index() > 0:
-        return
-    with files.replace_folder(path, marker=_FILE) as staged:
-        text = json.dumps(fields, indent=1) + "\n"
-        (staged / _FILE).write_text(text, encoding="utf-8")
-        storage.write_tensors(staged, named)
+
+    def write() -> None:
+        with files.replace_folder(path, marker=_FILE) as staged:
+            storage.write_tensors(staged, named)
+            files.write_atomic(staged / _FILE, json.dumps(fields, indent=1) + "\n")
+
+    storage.write_together(write, path)
 
 
 def load_draft(path: str | os.PathLike[str], model: Model) -> Fusing | StateHeads:

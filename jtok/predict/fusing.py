@@ -268,7 +268,7 @@ def _init_params(config: FusingConfig, base: Base, key: jax.Array) -> PyTree:
         kernel = jnp.concatenate([base.unembed] * 2, axis=1).astype(dtype)
         heads = {"kernel": jnp.stack([kernel] * config.steps)}
         if base.bias is not None:
-            heads["bias"] = jnp.stack([2 * base.bias] * config.steps).astype(dtype)
+            heads["bias"] = jnp.stack([base.bias] * config.steps).astype(dtype)
     else:
         eye = jnp.eye(width, dtype=dtype)
         kernel = jnp.concatenate([jnp.zeros_like(eye), eye])

@@ -139,7 +139,9 @@ def fuse(
     """Estimates the target's states 1..steps positions ahead, at every position.
 
     `F^k_i` sees the states `H_0..H_i` and the trigrams `T_k..T_{i+k}`, so tokens up to
-    i + k; those past the end are the target's own next token. From k = 2 on the
+    i + k; those past the end of `ids` are the target's own next token. In a row that is
+    padded they are its padding, as in the released code, so the last `steps` real
+    places of such a row differ from those of the row alone. From k = 2 on the
     trigrams get no gradient, and the states never do. One step exists at a time, in
     the backward pass too.
 

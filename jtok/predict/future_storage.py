@@ -14,11 +14,9 @@ from jtok import files, models, nn
 from jtok.errors import (
     ArgumentTypeError,
     CheckpointError,
-    JtokError,
     MissingFileError,
     UnsupportedCheckpointError,
     VocabMismatchError,
-    WriteError,
 )
 from jtok.models import storage
 from jtok.models.checkpoint import check_mesh
@@ -70,21 +68,7 @@ def save_future(model: FutureModel, folder: str | os.PathLike[str]) -> None:
             f"model: got {type(model).__name__}, expected a FutureModel."
         )
     params = to_host(with_encoder(model.params, models.split_layers))
-    fault: JtokError | None = None
-    if jax.process_index() == 0:
-        try:
-            _write(model, _named(params), folder)
-        except WriteError as error:
-            fault = error
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        good = multihost_utils.broadcast_one_to_all(np.int32(fault is None))
-        if not good and fault is None:
-            where = os.fspath(folder)
-            fault = WriteError(f"folder: process 0 could not write {where!r}.")
-    if fault is not None:
-        raise fault
+    storage.write_together(lambda: _write(model, _named(params), folder), folder)
 
 
 def _write(model: FutureModel, tensors: dict[str, Any], folder: Any) -> None:

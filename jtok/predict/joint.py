@@ -23,6 +23,7 @@ from jtok.errors import ArgumentError, CheckpointError, check
 from jtok.models import storage
 from jtok.models.fields import read_object
 from jtok.ops import attention
+from jtok.ops.sharding import to_host
 from jtok.predict.denoiser import Denoiser, denoiser
 
 __all__ = ["JointLayer", "joint_layer", "load_joint", "oracle_layer", "save_joint"]
@@ -252,10 +253,15 @@ def save_joint(
     shapes = {name: leaf.shape for name, leaf in _named(wanted).items()}
     found = {name: jnp.shape(leaf) for name, leaf in _named(params).items()}
     check(shapes == found, "params", found, f"those of this layer, {shapes}")
-    with files.replace_folder(folder, marker=_MARKER) as staged:
-        storage.write_tensors(staged, _named(params))
-        text = json.dumps(dict(layer.options), indent=1) + "\n"
-        (staged / _MARKER).write_text(text)
+    named = to_host(_named(params))
+
+    def write() -> None:
+        with files.replace_folder(folder, marker=_MARKER) as staged:
+            storage.write_tensors(staged, named)
+            text = json.dumps(dict(layer.options), indent=1) + "\n"
+            files.write_atomic(staged / _MARKER, text)
+
+    storage.write_together(write, folder)
 
 
 def load_joint(

@@ -120,7 +120,8 @@ existing folder, or a hub id such as 'org/name'.
     with opened as tensors:
         found = {name: tensors.read(name) for name in tensors.names()}
     masks = found.get("masks", np.zeros((0, 0)))
-    wanted = _shapes(masks.shape[0], width)
+    # Without a single mask the wanted shape says what is wrong.
+    wanted = _shapes(max(1, masks.shape[0]) if masks.ndim else 1, width)
     problems = [f"missing {name}" for name in wanted if name not in found]
     problems += [
         f"{name} has shape {list(x.shape)}, expected {list(wanted.get(name, ()))}"

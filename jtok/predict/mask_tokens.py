@@ -386,9 +386,10 @@ def mask_loss(
     Args:
       model: a decoder; of its parameters none is kept.
       k: mask tokens of a block, at least 1.
-      num_blocks: blocks a row, drawn anew in each step, which bounds time and memory:
-        their cross-entropies, weighed, have the expectation of those of all blocks.
-        None takes all.
+      num_blocks: blocks a row, drawn anew in each step, which bounds time and memory.
+        Sums of their cross-entropies, weighed, have the expectation of those of all
+        blocks; the means here divide them by how many targets were drawn, which is
+        near that, and the consistency is that of the drawn blocks. None takes all.
       weights: of base, sampler and consistency; what weighs 0 has no gradient.
       scale: factor on the adapters' change.
       gated: see `block_latents`.

@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -471,3 +472,25 @@ def test_real_checkpoint_round_trips_bit_for_bit(tmp_path):
         assert len(os.listdir(tmp_path)) > 3
         with storage.TensorFiles.open(tmp_path) as again:
             assert_equal(again, every)
+
+
+def test_a_failure_of_the_one_who_writes_reaches_everyone(monkeypatch):
+    from jax.experimental import multihost_utils
+
+    said = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "broadcast_one_to_all", lambda x: said.append(int(x)) or x
+    )
+
+    def broken():
+        raise WriteError("the disk is full")
+
+    left = iter([1, 2])
+    with pytest.raises(WriteError, match="the disk is full"):
+        storage.write_together(broken, "somewhere", gathered=left)
+    assert said == [0] and next(left, None) is None
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda x: 0 * x)
+    with pytest.raises(WriteError, match="process 0 could not write 'somewhere'"):
+        storage.write_together(broken, "somewhere")

@@ -576,3 +576,9 @@ def test_bad_arguments_of_jobs_are_refused():
         concept_tune(MODEL, heads, mode="heads", **given_)
     with pytest.raises(ArgumentError, match="heads: got 'linear ones'"):
         tuning_parts(MODEL, heads_of("linear"), "adapters", key=jax.random.key(0))
+
+
+def test_masked_tokens_are_no_targets_that_are_counted():
+    labels, mask = np.array([[1, 2, 3, 4]]), np.array([[True, True, True, False]])
+    counted = count_targets(labels, 2, mask=mask)
+    assert [float(x) for x in counted] == [2.0, 1.0]

@@ -146,3 +146,13 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
     with pytest.raises(OSError, match="heads.json"):
         save_heads(heads, tmp_path / "full")
+
+
+def test_names_of_more_heads_than_tensors_are_refused_at_once():
+    model = tiny_model()
+    zeros = np.zeros((32, 32), np.float32)
+    with pytest.raises(CheckpointError, match="1000000001 heads"):
+        heads_from_tensors({"1000000000.layers.0.linear.weight": zeros}, model)
+    config = HeadsConfig(num_auxiliary=10**9)
+    with pytest.raises(CheckpointError, match="1000000000 heads"):
+        heads_from_tensors({"0.layers.0.linear.weight": zeros}, model, config=config)
