@@ -53,7 +53,7 @@ SOURCES = (
     "experiments/corpus.py",
     "experiments/targets.py",
     "jtok/decode/candidates.py",
-    "jtok/decode/chimera.py",
+    "jtok/decode/fusing.py",
     "jtok/decode/heads.py",
     "jtok/decode/loop.py",
     "jtok/decode/templates.py",

@@ -61,7 +61,7 @@ SOURCES = (
     "experiments/cache.py",
     "experiments/corpus.py",
     "experiments/web_text.py",
-    "jtok/decode/ftp.py",
+    "jtok/decode/future.py",
     "jtok/decode/generate.py",
     "jtok/decode/heads.py",
     "jtok/decode/loop.py",

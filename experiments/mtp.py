@@ -67,7 +67,7 @@ SOURCES = (
     "jtok/decode/generate.py",
     "jtok/decode/heads.py",
     "jtok/decode/loop.py",
-    "jtok/decode/mtp.py",
+    "jtok/decode/mask_tokens.py",
     "jtok/decode/rejection.py",
     "jtok/decode/types.py",
     "jtok/decode/verify.py",

@@ -639,7 +639,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="only-the-first-process-gathers",
         slug="foundation",
-        path="jtok/models/checkpoint.py",
+        path="jtok/models/storage.py",
         before="if not good:",
         after="if good is None:",
         killed_by="tests/train/test_distributed.py"
@@ -885,10 +885,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="linear-block-after-a-miss",
         slug="mtp",
-        path="jtok/decode/mtp.py",
+        path="jtok/decode/mask_tokens.py",
         before="ready = (end == state.anchor) if linear else jnp.ones_like(live)",
         after="ready = jnp.ones_like(live)",
-        killed_by="tests/decode/test_mtp.py::test_decoding_is_that_of_the_reference",
+        killed_by="tests/decode/test_mask_tokens.py::test_decoding_is_that_of_the_reference",
     ),
     Mutation(
         id="adapter-merged-without-scale",
@@ -979,19 +979,19 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="future-drafts-from-the-root",
         slug="ftp",
-        path="jtok/decode/ftp.py",
+        path="jtok/decode/future.py",
         before="last = jnp.maximum(verdict.count - 1, 0)[:, None]",
         after="last = jnp.zeros_like(verdict.count)[:, None]",
-        killed_by="tests/decode/test_ftp.py"
+        killed_by="tests/decode/test_future.py"
         "::test_verified_drafts_and_how_many_are_right",
     ),
     Mutation(
         id="future-drafts-without-a-state",
         slug="ftp",
-        path="jtok/decode/ftp.py",
+        path="jtok/decode/future.py",
         before="vocab_size=vocab, own=own, valid=state.ready,",
         after="vocab_size=vocab, own=own, valid=None,",
-        killed_by="tests/decode/test_ftp.py::test_greedy_tokens[blockN-0]",
+        killed_by="tests/decode/test_future.py::test_greedy_tokens[blockN-0]",
     ),
     Mutation(
         id="fusing-estimate-one-position-early",
@@ -1032,10 +1032,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="medusa-reads-the-first-state",
         slug="chimera",
-        path="jtok/decode/chimera.py",
+        path="jtok/decode/fusing.py",
         before="last = jnp.maximum(verdict.count - 1, 0)[:, None, None]",
         after="last = jnp.zeros_like(verdict.count)[:, None, None]",
-        killed_by="tests/decode/test_chimera.py"
+        killed_by="tests/decode/test_fusing.py"
         "::test_heads_that_know_the_target_are_always_right",
     ),
     Mutation(

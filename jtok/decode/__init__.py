@@ -10,16 +10,16 @@ from jtok.decode.calibrate import (
     prune_template,
     tune_template,
 )
-from jtok.decode.chimera import LastState, chimera, medusa
 from jtok.decode.draft_model import DraftState, draft_model
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.dynamic import Dynamic, dynamic, grow_tree, grow_tree_with
-from jtok.decode.ftp import FutureState, future_blocks, future_drafter, unverified
+from jtok.decode.fusing import LastState, chimera, medusa
+from jtok.decode.future import FutureState, future_blocks, future_drafter, unverified
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.heads import draft_tree
 from jtok.decode.host import HostTree, host_drafter
+from jtok.decode.mask_tokens import MaskState, mtp
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
-from jtok.decode.mtp import MaskState, mtp
 from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
 from jtok.decode.recycling import (
     RecyclingState,
