@@ -195,7 +195,7 @@ def fusing_stack() -> Any:
 NESTED = tiny_model(vocab_size=VOCAB)
 
 
-DRAFTERS: dict[str, Case] = {
+OF_ANY_TARGET: dict[str, Case] = {
     "none": case(no_drafter()),
     "prompt-lookup": case(prompt_lookup()),
     "prompt-lookup-2-of-2": case(prompt_lookup(2, 2, 2)),
@@ -230,6 +230,18 @@ DRAFTERS: dict[str, Case] = {
     ),
     "extra-slots-random": case(extra_slots_drafter(random_drafter(2, 3), 3)),
     "dynamic-parent": case(dynamic_drafter(token_recycling(4, MIXED)), random_table(4)),
+    "random-sequential": case(random_drafter(3, 6), None, sequential(), "distribution"),
+    "recycling-typical": case(
+        # A table for each row: what is accepted depends on the drafts.
+        token_recycling(4, MIXED, per_row=True),
+        random_table(4, per_row=True),
+        typical(),
+        "none",
+    ),
+}
+# The others are made for the suite's own target.
+DRAFTERS: dict[str, Case] = {
+    **OF_ANY_TARGET,
     "draft-model": case(draft_model(SMALLER, 3)),
     "draft-model-chains-only": case(draft_model(CHAINS_ONLY, 2)),
     "draft-model-recurrent": case(draft_model(RECURRENT, 2)),
@@ -243,14 +255,6 @@ DRAFTERS: dict[str, Case] = {
     ),
     "drawn-with-replacement": case(
         drawn_drafter(NEAR, MIXED), None, rejection(replacement=True), "distribution"
-    ),
-    "random-sequential": case(random_drafter(3, 6), None, sequential(), "distribution"),
-    "recycling-typical": case(
-        # A table for each row: what is accepted depends on the drafts.
-        token_recycling(4, MIXED, per_row=True),
-        random_table(4, per_row=True),
-        typical(),
-        "none",
     ),
     "mtp": case(mtp(mask_head(3), params=MASKS)),
     "mtp-linear": case(mtp(mask_head(3), params=MASKS, decoding="linear")),

@@ -30,7 +30,7 @@ from jtok.testing import (
     tiny_model,
     tiny_vocabulary,
 )
-from tests.contracts.drafters import DRAFTERS
+from tests.contracts.drafters import OF_ANY_TARGET
 
 PROMPTS = [[5, 6, 7, 5, 6], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3], [44, 17] * 4]
 BUDGET = 40
@@ -344,20 +344,15 @@ def truth(rule):
 
 # A row of the sampled batch takes the arg-max; the filters are one code for all
 # drafters, so each drafter meets one of them.
-# Draft models are made for the contract's own target; test_draft_model has others.
-OF_ANY_TARGET = [
-    name
-    for name, case in DRAFTERS.items()
-    if case.guarantee == "token" and not name.startswith("draft-model")
-]
-PAIRS = [("sampled", name) for name in OF_ANY_TARGET]
-PAIRS += [(("top-k", "top-p-min-p")[i % 2], n) for i, n in enumerate(OF_ANY_TARGET)]
+NAMES = [n for n, case in OF_ANY_TARGET.items() if case.guarantee == "token"]
+PAIRS = [("sampled", name) for name in NAMES]
+PAIRS += [(("top-k", "top-p-min-p")[i % 2], n) for i, n in enumerate(NAMES)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule, name", PAIRS)
 def test_every_drafter_with_every_rule(rule, name):
-    plain, case = truth(rule), DRAFTERS[name]
+    plain, case = truth(rule), OF_ANY_TARGET[name]
     drafter = case.make(plain.tokens, 96)
     state = None if case.state is None else case.state(len(PROMPTS), 96)
     out = generate(
