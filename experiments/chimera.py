@@ -20,7 +20,8 @@ acceptance, which is not lossless; drafts here are verified exactly. The full pr
 trains both on ShareGPT and asks the questions of Spec-Bench, their first turns, in
 Vicuna's words; it loads no released heads. In the others heads share the target's
 readout ("light"), as readouts of their own would hide all else in a model
-this small. About 10 minutes on 2 CPU cores, plus 4 to train the target once.
+this small. About 10 minutes on 2 free CPU cores (an estimate), plus 4 to train the
+target once.
 """
 
 import dataclasses
@@ -128,11 +129,11 @@ class Config:
     heads: str = "light"
     num_heads: int = 4
     labels: str = "teacher"
-    rows: int = 800
+    rows: int = 2400
     length: int = 64
     batch: int = 4
     accumulate: int = 1
-    steps: int = 200
+    steps: int = 1200
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     prompts: int = 16
