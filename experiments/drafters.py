@@ -20,7 +20,7 @@ python -m experiments.run drafters --preset full --model Qwen/Qwen2.5-0.5B-Instr
 ```
 
 What is emitted is what plain decoding emits, at both temperatures. About 18 minutes on
-2 CPU cores, plus 4 to train the target once.
+2 free CPU cores (an estimate), plus 4 to train the target once.
 """
 
 import dataclasses
@@ -120,7 +120,7 @@ class Config:
     small: bool = True
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 200
+    steps: int = 400
     rows: int = 4
     length: int = 96
     learning_rate: float = 2e-3
