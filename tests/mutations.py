@@ -962,15 +962,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/predict/test_future.py::test_only_its_own_position_is_seen",
     ),
     Mutation(
-        id="future-state-beside-the-text",
-        slug="ftp",
-        path="jtok/predict/future.py",
-        before='if self.config.first_input == "start":',
-        after='if self.config.first_input == "start" and last is None:',
-        killed_by="tests/predict/test_future.py"
-        "::test_the_state_is_all_that_a_decoder_knows_of_the_past",
-    ),
-    Mutation(
         id="future-first-slot-reads-the-target",
         slug="ftp",
         path="jtok/predict/future_slots.py",
