@@ -5,7 +5,9 @@ heads are trained in five ways of equal size: Medusa's residual blocks on the la
 state, Chimera's stack, and that stack without trigrams, without the stream of states,
 and without both. Measured on the target's own greedy continuations of held-out code
 and English: how often the best (and the best five) candidates hold the target's token,
-by offset, and tokens per call with the paper's tree, at temperature 0 and 1.
+by offset, how often all best candidates in a row do, and tokens per call with the
+paper's tree, at temperature 0 and 1. By offset, Chimera is given the target's own
+tokens in between, which it reads and Medusa does not; in a row, both draft alone.
 
 ```
 python -m experiments.run chimera
@@ -14,14 +16,18 @@ python -m experiments.run chimera --preset full
 
 The paper (arXiv 2402.15758): 2.7x over plain decoding on Vicuna and LLaMA-2, and ahead
 of Medusa. Its inference code was never released, and its speeds come from typical
-acceptance, which is not lossless; drafts here are verified exactly. Heads share the
-target's readout ("light"), as readouts of their own would hide all else in a model
-this small. About 10 minutes on 2 CPU cores, plus 4 to train the target once.
+acceptance, which is not lossless; drafts here are verified exactly. The full preset
+trains both on ShareGPT and asks the questions of Spec-Bench, their first turns, in
+Vicuna's words; it loads no released heads. In the others heads share the target's
+readout ("light"), as readouts of their own would hide all else in a model
+this small. About 10 minutes on 2 free CPU cores (an estimate), plus 4 to train the
+target once.
 """
 
 import dataclasses
 import functools
 import json
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +43,7 @@ from experiments.intervals import student_interval
 from experiments.targets import load_target, prompts_by_domain, repeated_ngrams
 from jtok import predict, testing, train
 from jtok.decode import chimera, generate, medusa
+from jtok.errors import DataNotFoundError, check
 from jtok.predict import IGNORE, Objective
 
 CLAIMS = (
@@ -44,6 +51,7 @@ CLAIMS = (
     "over_medusa_t0",
     "over_medusa_t1",
     "over_medusa_offset5",
+    "over_medusa_in_a_row",
     "margin_grows",
     "trigrams_help",
     "states_help",
@@ -69,6 +77,8 @@ SOURCES = (
 )
 MINUTES = {"smoke": 0.4, "small": 10, "full": 600}
 
+_AT_A_TIME = 16  # questions in a batch, whose caches fit beside a model of 7 B
+
 ARMS: dict[str, dict[str, Any]] = {
     "medusa": {},
     "chimera": {},
@@ -90,6 +100,8 @@ class Config:
       arms: which of `ARMS`.
       chat: hub id of a data set of conversations to train on; "" takes the standard
         library.
+      questions: "spec_bench" for its questions as Vicuna is asked them; "" takes
+        held-out texts.
       heads: "light" or "full".
       num_heads: heads of an arm.
       labels: "teacher" or "data".
@@ -102,7 +114,7 @@ class Config:
       learning_rate: highest.
       weight_decay: of matrices.
       prompts: prompts of each domain.
-      prompt_tokens: tokens of a prompt.
+      prompt_tokens: most tokens of a prompt; longer questions are left out.
       new_tokens: tokens to emit for each.
       dtype: of the target.
     """
@@ -113,14 +125,15 @@ class Config:
     part_seeds: tuple[int, ...] = (0,)
     arms: tuple[str, ...] = tuple(ARMS)
     chat: str = ""
+    questions: str = ""
     heads: str = "light"
     num_heads: int = 4
     labels: str = "teacher"
-    rows: int = 800
+    rows: int = 2400
     length: int = 64
     batch: int = 4
     accumulate: int = 1
-    steps: int = 200
+    steps: int = 1200
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     prompts: int = 16
@@ -137,9 +150,10 @@ PRESETS = {
     "small": Config(),
     "full": Config(
         model="lmsys/vicuna-7b-v1.3", chat="Aeala/ShareGPT_Vicuna_unfiltered",
-        seeds=(0,), arms=("medusa", "chimera"), heads="full", labels="data", rows=0,
-        length=1024, batch=32, accumulate=8, steps=5800, learning_rate=2e-4,
-        prompts=80, prompt_tokens=512, new_tokens=512, dtype="bfloat16",
+        questions="spec_bench", seeds=(0,), arms=("medusa", "chimera"), heads="full",
+        labels="data", rows=0, length=1024, batch=32, accumulate=8, steps=5800,
+        learning_rate=2e-4, prompts=80, prompt_tokens=1500, new_tokens=512,
+        dtype="bfloat16",
     ),
 }  # fmt: skip
 
@@ -152,9 +166,22 @@ def run(config: Config, report: Any) -> None:
       report: where the figures go.
     """
     model = load_target(config.model, report, small=config.small, dtype=config.dtype)
-    domains = prompts_by_domain(
-        model, report, count=config.prompts, tokens=config.prompt_tokens
-    )
+    check(config.questions in ("", "spec_bench"), "questions", config.questions,
+          "'' or 'spec_bench'")  # fmt: skip
+    if config.questions:
+        groups = question_prompts(_spec_bench(report), model.vocabulary, config)
+        report.table(
+            "Questions", [{"group": k, "asked": len(v)} for k, v in groups.items()]
+        )
+        domains = {
+            f"{kind}, {index}": some
+            for kind, every in groups.items()
+            for index, some in enumerate(_chunks(every, _AT_A_TIME))
+        }
+    else:
+        domains = prompts_by_domain(
+            model, report, count=config.prompts, tokens=config.prompt_tokens
+        )
     data = _data(config, model, report)
     texts = _own_texts(model, domains, config, report)
     found: dict[tuple[str, int], dict[str, Any]] = {}
@@ -206,7 +233,7 @@ def _data(config: Config, model: Any, report: Any) -> Callable[[int], Any]:
     return functools.partial(_batch, rows, config.batch)
 
 
-def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
+def _chunks(rows: Any, size: int) -> list[Any]:
     return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
@@ -321,8 +348,10 @@ def _own_texts(
 
 @functools.partial(jax.jit, static_argnames="top")
 def _hits(model: Any, draft: Any, ids: Any, own: Any, top: int = 5) -> Any:
-    """`[steps, top]` how often the target's token is among the best, and `[steps, 1]`.
+    """How often the target's token is among the best, of how many `[steps, 1]`.
 
+    `[steps, top]`: each head alone, the true tokens between given; `[steps, 1]`: it and
+    all heads before it have the token as their best, so that those are the true ones.
     One text at a time, as the logits of all heads are looked at.
     """
 
@@ -339,10 +368,10 @@ def _hits(model: Any, draft: Any, ids: Any, own: Any, top: int = 5) -> Any:
         hit = best == jnp.moveaxis(wanted, -1, 0)[..., None]
         counts = jnp.moveaxis(real & rooted, -1, 0)[..., None]
         within = jnp.cumsum(hit, axis=-1) * counts
-        return jnp.sum(within, axis=(1, 2)), jnp.sum(counts, axis=(1, 2))
+        row = jnp.cumprod(hit[..., :1], axis=0) * counts
+        return tuple(jnp.sum(x, axis=(1, 2)) for x in (within, row, counts))
 
-    hits, counts = jax.lax.map(one, (ids, own))
-    return jnp.sum(hits, axis=0), jnp.sum(counts, axis=0)
+    return tuple(jnp.sum(x, axis=0) for x in jax.lax.map(one, (ids, own)))
 
 
 def _logits(draft: Any, hidden: Any, ids: Any, mask: Any) -> Any:
@@ -361,12 +390,11 @@ def _logits(draft: Any, hidden: Any, ids: Any, mask: Any) -> Any:
 
 
 def _agreement(model: Any, draft: Any, texts: list[Any]) -> dict[str, Any]:
-    """`top1` and `top5` `[steps]` over all domains."""
+    """`top1`, `top5` and `in a row`, each `[steps]`, over all domains."""
     found = [_hits(model, draft, *text) for text in texts]
-    hits = sum(np.asarray(hits) for hits, _ in found)
-    counts = sum(np.asarray(counts) for _, counts in found)
-    share = hits / counts
-    return {"top1": share[:, 0], "top5": share[:, -1]}
+    hits, row, counts = (sum(map(np.asarray, each)) for each in zip(*found))
+    each = np.asarray(hits / counts)
+    return {"top1": each[:, 0], "top5": each[:, -1], "in a row": (row / counts)[:, 0]}
 
 
 def _decoded(
@@ -425,24 +453,30 @@ def _each(found: Any, arm: str, config: Config, name: str) -> np.ndarray:
     return np.array([found[arm, seed][name] for seed in _seeds(config, arm)])
 
 
+_MEASURES = ("top1", "top5", "in a row")
+
+
 def _report_agreement(found: Any, config: Config, report: Any) -> None:
     from matplotlib.figure import Figure
 
-    for top in ("top1", "top5"):
+    fig = Figure(figsize=(10, 3))
+    for axes, name in zip(fig.subplots(1, 3, sharey=True), _MEASURES):
         rows = []
         for arm in config.arms:
-            share = _each(found, arm, config, top).mean(axis=0)
+            share = _each(found, arm, config, name).mean(axis=0)
+            axes.plot(np.arange(len(share)) + 2, share, marker="o", label=arm)
             offsets = {
                 f"offset {k + 2}": round(float(x), 4) for k, x in enumerate(share)
             }
             rows.append({"arm": arm, **offsets})
-        report.table(f"Agreement with the target's own token, {top}", rows)
-    fig = Figure(figsize=(8, 3))
-    for axes, top in zip(fig.subplots(1, 2, sharey=True), ("top1", "top5")):
-        for arm in config.arms:
-            share = _each(found, arm, config, top).mean(axis=0)
-            axes.plot(np.arange(len(share)) + 2, share, marker="o", label=arm)
-        axes.set(xlabel="offset", title=top, ylim=(0, 1))
+        axes.set(xlabel="offset", title=name, ylim=(0, 1))
+        report.table(f"Agreement with the target's own token, {name}", rows)
+    report.text(
+        "top1 and top5 are of each head alone. All arms but Medusa read the target's "
+        "own tokens between, which a draft has only where it is right so far: their "
+        "figures are conditional, Medusa's are not. `in a row` is alike for all: how "
+        "often this and all nearer best candidates are the target's."
+    )
     fig.axes[0].set_ylabel("share of positions")
     fig.axes[0].legend(fontsize=6)
     report.figure("Agreement by offset", fig)
@@ -483,7 +517,7 @@ def _report_claims(found: Any, config: Config, report: Any) -> None:
         ]
         return np.array([a - b for a, b in pairs])
 
-    top1 = margin("top1")
+    top1, row = margin("top1"), margin("in a row")
     with_states = margin("calls0", "chimera", "no trigrams")
     without_states = margin("calls0", "no states", "neither")
     both = len(with_states) and len(without_states)
@@ -497,8 +531,13 @@ def _report_claims(found: Any, config: Config, report: Any) -> None:
          "top-1 agreement at the last offset, given the true tokens between, above "
          "Medusa's, which reads none",
          top1[:, -1], "share", "the stack is trained too little to use its drafts"),
+        ("over_medusa_in_a_row",
+         "share of places where the best candidates of all heads in a row are the "
+         "target's, above Medusa's: both draft alone",
+         row[:, -1], "share", "the stack is trained too little to use its drafts"),
         ("margin_grows",
-         "that margin over Medusa at the last offset above that at offset 2",
+         "margin of top-1 agreement, given the true tokens between, over Medusa's at "
+         "the last offset above that at offset 2",
          top1[:, -1] - top1[:, 0], "share",
          "agreement itself falls with the offset, and the margin with it"),
         ("trigrams_help", "tokens per call (T=0) lost without trigrams",
@@ -513,6 +552,7 @@ def _report_claims(found: Any, config: Config, report: Any) -> None:
          "the last state, which all heads read, stands in for the stream"),
     ):  # fmt: skip
         if not len(values):
+            claim = f"not measured: {claim}"
             reason = "not measured: this preset leaves out an arm that it needs"
         report.claim(
             id_, claim, paper="2.7x over plain decoding; no figure for this",
@@ -523,13 +563,18 @@ def _report_claims(found: Any, config: Config, report: Any) -> None:
         )  # fmt: skip
 
 
-# ---- conversations
+# ---- conversations and questions
 
 
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The "
-    "assistant gives helpful, detailed, and polite answers to the user's questions."
+    "assistant gives helpful, detailed, and polite answers to the user's questions. "
 )
+
+
+def _asked(question: str) -> str:
+    """What stands before an answer, after the system's words or the last answer."""
+    return f"USER: {question} ASSISTANT:"
 
 
 def _conversations(name: str, report: Any) -> list[Any]:
@@ -548,9 +593,12 @@ def chat_rows(
 ) -> dict[str, np.ndarray]:
     """Rows of conversations as Vicuna writes them; only answers are learnt.
 
+    A question and its answer are encoded together, as they are when it is asked.
+
     Args:
       conversations: each with `conversations`, turns of `from` ("human" or "gpt") and
-        `value`.
+        `value`; what stands before the first question or after the last answer is
+        left out.
       vocabulary: encodes.
       config: gives `length`.
 
@@ -560,17 +608,19 @@ def chat_rows(
     length, end = config.length, vocabulary.special["eos"]
     rows: dict[str, list[Any]] = {"tokens": [], "labels": [], "mask": []}
     for one in conversations:
-        ids = list(vocabulary.encode(f"{_SYSTEM} "))
-        labels = [IGNORE] * len(ids)
+        ids: list[int] = []
+        labels: list[int] = []
+        asked = None
         for turn in one["conversations"]:
-            is_answer = turn["from"] == "gpt"
-            head = "ASSISTANT:" if is_answer else "USER: "
-            some = list(vocabulary.encode(head, specials=False))
-            ids, labels = ids + some, labels + [IGNORE] * len(some)
-            text = f" {turn['value']}" if is_answer else f"{turn['value']} "
-            some = list(vocabulary.encode(text, specials=False)) + [end] * is_answer
-            ids += some
-            labels += some if is_answer else [IGNORE] * len(some)
+            if turn["from"] == "human":
+                asked = (_SYSTEM if not ids else "") + _asked(turn["value"])
+            elif turn["from"] == "gpt" and asked is not None:
+                encode = functools.partial(vocabulary.encode, specials=not ids)
+                whole = [int(x) for x in encode(f"{asked} {turn['value']}")]
+                known = _shared(encode(asked), whole)
+                ids += [*whole, end]
+                labels += [*[IGNORE] * known, *whole[known:], end]
+                asked = None
         if len(ids) < 3 or all(x == IGNORE for x in labels[:length]):
             continue
         fill = length - len(ids[:length])
@@ -579,3 +629,52 @@ def chat_rows(
         rows["mask"].append([True] * (length - fill) + [False] * fill)
     kinds = {"tokens": np.int32, "labels": np.int32, "mask": bool}
     return {name: np.array(some, kinds[name]) for name, some in rows.items()}
+
+
+def _shared(first: Any, second: Any) -> int:
+    """How many ids two texts start with alike."""
+    pairs = enumerate(zip(first, second))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+_SPEC_BENCH = (
+    "https://raw.githubusercontent.com/hemingkyx/Spec-Bench/main/data/spec_bench/"
+    "question.jsonl"
+)
+_GROUPS = ("translation", "summarization", "qa", "math_reasoning", "rag")
+
+
+def _spec_bench(report: Any) -> list[Any]:
+    """The questions of Spec-Bench, from this machine or from their repository."""
+    try:
+        content = testing.data("tasks/spec_bench_questions.jsonl").read_bytes()
+    except DataNotFoundError:
+        with urllib.request.urlopen(_SPEC_BENCH, timeout=60) as answer:
+            content = answer.read()
+    report.data("hemingkyx/Spec-Bench, questions", content)
+    return [json.loads(line) for line in content.decode("utf-8").splitlines()]
+
+
+def question_prompts(
+    questions: Sequence[Any], vocabulary: Any, config: Any
+) -> dict[str, list[np.ndarray]]:
+    """First turns of questions in Vicuna's words, by the groups of Spec-Bench.
+
+    Args:
+      questions: each with `category` and `turns`; categories of MT-Bench, of which
+        there are eight, are one group.
+      vocabulary: encodes.
+      config: gives `prompts`, the most of a group, and `prompt_tokens`: longer ones
+        are left out.
+
+    Returns:
+      Group -> ids of its prompts, in the order of the questions.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    for question in questions:
+        kind = question["category"]
+        some = found.setdefault(kind if kind in _GROUPS else "mt_bench", [])
+        ids = vocabulary.encode(_SYSTEM + _asked(question["turns"][0]))
+        if len(ids) <= config.prompt_tokens and len(some) < config.prompts:
+            some.append(ids)
+    return {kind: some for kind, some in found.items() if some}

@@ -953,6 +953,15 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/predict/test_future.py::test_nothing_depends_on_later_tokens",
     ),
     Mutation(
+        id="future-mixes-positions",
+        slug="ftp",
+        path="jtok/predict/future_block.py",
+        before="query = self._heads(self.cross_query(self.cross_norm(x)))",
+        after="query = self._heads(self.cross_query(self.cross_norm(x))); "
+        "pairs = tuple(jnp.roll(part, 1, 1) for part in pairs)",
+        killed_by="tests/predict/test_future.py::test_only_its_own_position_is_seen",
+    ),
+    Mutation(
         id="future-first-slot-reads-the-target",
         slug="ftp",
         path="jtok/predict/future_slots.py",
@@ -1026,6 +1035,24 @@ MUTATIONS: tuple[Mutation, ...] = (
         path="jtok/predict/fusing_draft.py",
         before="return _attend(config, context, grown, query, index + 1), (key, value)",
         after="return _attend(config, context, grown, query, index), (key, value)",
+        killed_by="tests/predict/test_fusing.py"
+        "::test_drafting_agrees_with_training_at_every_step[one step]",
+    ),
+    Mutation(
+        id="fusing-next-token-behind-the-padding",
+        slug="chimera",
+        path="jtok/predict/fusing_states.py",
+        before="if mask is not None and compat is None:",
+        after="if False:",
+        killed_by="tests/predict/test_fusing.py"
+        "::test_states_of_a_ragged_batch_are_those_of_its_rows",
+    ),
+    Mutation(
+        id="fusing-moved-block-counts-twice",
+        slug="chimera",
+        path="jtok/predict/fusing_draft.py",
+        before="fresh = (slots >= index * width)[None] &",
+        after="fresh = (slots >= 0)[None] &",
         killed_by="tests/predict/test_fusing.py"
         "::test_drafting_agrees_with_training_at_every_step[one step]",
     ),

@@ -79,7 +79,10 @@ def draft_losses(
             read, draft.params, draft.base, hidden, softcap=cap, **options
         )
     config = draft.config
-    states = fuse(draft, hidden, ids, mask=mask, own_tokens=objective.own_tokens)
+    states = fuse(
+        draft, hidden, ids, mask=mask, own_tokens=objective.own_tokens,
+        compat="official" if objective.pads else None,
+    )  # fmt: skip
     narrow = hidden.astype(config.layer.dtype)
     below = jax.lax.stop_gradient(states) if objective.heads_only else states
 

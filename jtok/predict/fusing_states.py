@@ -4,7 +4,7 @@ Source: Zeng et al. 2024, arXiv 2402.15758; see `jtok.predict.fusing`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -135,15 +135,14 @@ def fuse(
     mask: Bool[Array, "batch seq"] | None = None,
     next_ids: Int[Array, " batch"] | None = None,
     own_tokens: bool = False,
+    compat: Literal["official"] | None = None,
 ) -> Float[Array, "steps batch seq dim"]:
     """Estimates the target's states 1..steps positions ahead, at every position.
 
     `F^k_i` sees the states `H_0..H_i` and the trigrams `T_k..T_{i+k}`, so tokens up to
-    i + k; those past the end of `ids` are the target's own next token. In a row that is
-    padded they are its padding, as in the released code, so the last `steps` real
-    places of such a row differ from those of the row alone. From k = 2 on the
-    trigrams get no gradient, and the states never do. One step exists at a time, in
-    the backward pass too.
+    i + k; those past the last real one are the target's own next token, of a padded row
+    as of the row alone. From k = 2 on the trigrams get no gradient, and the states
+    never do. One step exists at a time, in the backward pass too.
 
     Args:
       fusing: the draft stack.
@@ -151,20 +150,23 @@ def fuse(
       ids: `[batch, seq]` int32 tokens of these positions, at least 3.
       mask: `[batch, seq]` True for real tokens, which come first; others are never
         looked at. None lets all be real.
-      next_ids: `[batch]` int32 the token after the last; None takes the target's
-        arg-max there.
+      next_ids: `[batch]` int32 the token after the last real one; None takes the
+        target's arg-max there.
       own_tokens: step k >= 2 takes for the token at i + k what the head before it
         says, and not the text.
+      compat: "official" lets the next token stand behind the padding, so that the last
+        `steps` real places of a padded row look at padding.
 
     Returns:
       `[steps, batch, seq, dim]` in the layer's dtype.
 
     Raises:
-      ArgumentError: fewer than 3 tokens, or shapes that do not fit.
+      ArgumentError: fewer than 3 tokens, shapes that do not fit, or another `compat`.
       ArgumentTypeError: a mask that is not of bools.
 
-    Source: arXiv 2402.15758, released code. Differs: only rows that are used are
-    computed; of the tokens of `own_tokens` the layout in a trigram is inferred.
+    Source: arXiv 2402.15758, released code. Differs: see `compat`; only rows that are
+    used are computed; of the tokens of `own_tokens` the layout in a trigram is
+    inferred.
 
     Example:
       >>> from jtok.testing import tiny_model
@@ -175,22 +177,30 @@ def fuse(
     """
     config, (batch, seq) = fusing.config, ids.shape
     check_tokens(config.width, hidden, ids, mask)
+    check(compat in (None, "official"), "compat", compat, "None or 'official'")
     hidden = jax.lax.stop_gradient(hidden).astype(config.layer.dtype)
+    length = jnp.full(batch, seq, jnp.int32)
+    if mask is not None and compat is None:
+        length = jnp.sum(mask, axis=1, dtype=jnp.int32)
     if next_ids is None:
-        next_ids = best_ids(fusing.base, hidden[:, -1:], config)[:, 0]
-    tokens = jnp.concatenate([ids, next_ids[:, None].astype(ids.dtype)], axis=1)
+        last = jnp.maximum(length - 1, 0)[:, None, None]
+        newest = jnp.take_along_axis(hidden, last, axis=1)
+        next_ids = best_ids(fusing.base, newest, config)[:, 0]
+    real = jnp.arange(seq + 1)[None] < length[:, None]
+    padded = jnp.pad(ids, ((0, 0), (0, 1)))
+    tokens = jnp.where(real, padded, next_ids[:, None].astype(ids.dtype))
     rows = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((seq, seq), bool)), (batch, seq, seq))
     if mask is not None:
         causal = causal & mask[:, None]
     seen = [stream_keys(fusing, hidden, rows)] if config.states else []
-    texts = _texts(fusing, tokens, config.steps)
+    texts = _texts(fusing, tokens, length, config.steps)
 
     def trigrams(index: Array, own: Array) -> Array:
         if not own_tokens:
             return jax.lax.dynamic_slice_in_dim(texts, index + 1, seq, axis=1)
         at = rows + index + 1
-        before = jnp.stack([_at(tokens, at - 2), _at(tokens, at - 1)], axis=-1)
+        before = _before(tokens, at, length)
         return encode_trigrams(fusing, gram_ids(before, own, at), at)
 
     def step(carry: tuple[Array, Array], item: Any) -> tuple[Any, Array]:
@@ -212,7 +222,7 @@ def fuse(
     num_made = config.steps if config.own_states else 0
     made = jnp.zeros((num_made, *hidden.shape), hidden.dtype)
     items = (jnp.arange(config.steps), fusing.params["heads"])
-    carry = (_at(tokens, rows + 1), made)
+    carry = (tokens[:, 1:], made)
     return jax.lax.scan(jax.checkpoint(step), carry, items)[1]
 
 
@@ -250,20 +260,24 @@ def best_ids(base: Base, hidden: Array, config: FusingConfig) -> Array:
     return readout(hidden, base.unembed, Want(), bias=base.bias, softcap=cap).choice
 
 
-def _texts(fusing: Fusing, tokens: Array, steps: int) -> Array:
-    """`T_0 .. T_{seq+steps-1}`; what lies past the next token repeats it."""
+def _texts(fusing: Fusing, tokens: Array, length: Array, steps: int) -> Array:
+    """`T_0 .. T_{seq+steps-1}`; past the token at a row's length its own repeats."""
     batch, count = tokens.shape
     places = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (batch, count))
-    before = jnp.stack([_at(tokens, places - 2), _at(tokens, places - 1)], axis=-1)
+    before = _before(tokens, places, length)
     made = encode_trigrams(fusing, gram_ids(before, tokens, places), places)
-    last = jnp.repeat(made[:, -1:], steps - 1, axis=1)
-    return jnp.concatenate([made, last], axis=1)
+    at = jnp.minimum(jnp.arange(count + steps - 1)[None], length[:, None])
+    return jnp.take_along_axis(made, at[..., None], axis=1)
 
 
-def _at(tokens: Array, places: Array) -> Array:
-    """Tokens at these places, of which those outside are the nearest inside."""
-    places = jnp.clip(places, 0, tokens.shape[1] - 1)
-    return jnp.take_along_axis(tokens, places, axis=1)
+def _before(tokens: Array, places: Array, length: Array) -> Array:
+    """The two tokens before each place; none stands past a row's length."""
+
+    def at(places: Array) -> Array:
+        inside = jnp.clip(places, 0, length[:, None])
+        return jnp.take_along_axis(tokens, inside, axis=1)
+
+    return jnp.stack([at(places - 2), at(places - 1)], axis=-1)
 
 
 def _own_keys(

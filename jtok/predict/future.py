@@ -70,18 +70,17 @@ class FutureModel:
         Args:
           ids: `[batch, seq]` int32.
           mask: as `jtok.models.Model` takes it.
-          positions: `[batch, seq]` int32, None counts from 0.
+          positions: `[batch, seq]` int32, None counts from 0. Under `jit` a position
+            that the encoder does not have is taken as its last.
 
         Returns:
           `[batch, seq, dim]` in the model's dtype.
 
         Raises:
-          ArgumentError: more tokens than the encoder has positions.
+          ArgumentError: more tokens, or a position beyond those that the encoder has
+            learned; positions of another shape than the ids'.
         """
-        encoder = self.config.encoder
-        most = encoder.max_positions if encoder.positions == "learned" else None
-        good = most is None or positions is not None or ids.shape[1] <= most
-        check(good, "ids", f"{ids.shape[1]} tokens", f"at most {most}, the positions")
+        _check_positions(self.config.encoder, ids, positions)
         ids = constrain(ids, "batch", None)
         out = self.encoder(ids, mask=mask, positions=positions, logits="none")
         return out.hidden
@@ -181,6 +180,21 @@ class FutureModel:
     def num_params(self) -> int:
         """Number of parameters."""
         return sum(int(x.size) for x in jax.tree.leaves(self.params))
+
+
+def _check_positions(config: nn.DecoderConfig, ids: Array, positions: Any) -> None:
+    """Refuses what the encoder has no learned positions for, where it is known."""
+    most, count = config.max_positions, ids.shape[1]
+    if positions is not None:
+        shape = positions.shape
+        check(shape == ids.shape, "positions", f"shape {shape}", f"{ids.shape}")
+    if config.positions != "learned":
+        return
+    if positions is None:
+        check(count <= most, "ids", f"{count} tokens", f"at most {most}, the positions")
+    elif not isinstance(positions, jax.core.Tracer):
+        last = int(jnp.max(positions, initial=0))
+        check(last < most, "positions", last, f"below {most}, the encoder's")
 
 
 # Making one ------------------------

@@ -124,8 +124,8 @@ def _seen(mask: Array | None, segments: Array | None) -> Array | None:
     """Who may attend to whom where rows hold several documents."""
     if segments is None:
         return mask
-    same = segments[:, :, None] == segments[:, None, :]
-    return jnp.tril(same if mask is None else same & mask[:, None, :])
+    allow = jnp.tril(segments[:, :, None] == segments[:, None, :])
+    return allow if mask is None else allow & mask[:, None, :]
 
 
 def _in_chunks(

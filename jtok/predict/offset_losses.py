@@ -40,7 +40,8 @@ class Objective:
       logits: weight of the squared distance of all heads' logits to the target's.
       heads_only: what concerns tokens and logits trains the heads and nothing below.
       own_tokens: later steps see what the heads before them say, and not the text.
-      pads: positions that are padding count, too.
+      pads: positions that are padding count, too, and the next token stands behind
+        them (`fuse` with `compat="official"`).
     """
 
     labels: Literal["data", "teacher"] = "data"

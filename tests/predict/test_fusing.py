@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from jtok import models, nn, train
 from jtok.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from jtok.ops import Want
 from jtok.ops.sharding import mesh_from, shard_tree
 from jtok.predict import (
-    IGNORE,
     OBJECTIVES,
     FusingConfig,
     Objective,
@@ -27,6 +27,7 @@ from jtok.predict import (
     fuse,
     fusing_axes,
     fusing_config,
+    fusing_draft,
     fusing_head,
     gram_ids,
     head_logits,
@@ -99,7 +100,8 @@ def test_states_and_logits_of_the_released_code(golden, name):
     following = best_ids(draft.base, out.hidden[:, -1:], draft.config)
     np.testing.assert_array_equal(following[:, 0], file["next_token"])
 
-    states = jax.jit(fuse)(draft, out.hidden, ids, mask=mask)
+    official = functools.partial(fuse, compat="official")
+    states = jax.jit(official)(draft, out.hidden, ids, mask=mask)
     for step in range(1, draft.config.steps + 1):
         assert_close(states[step - 1], file[f"step{step}_out"], atol=ATOL)
     logits = read_out(draft, out.hidden, states)
@@ -120,27 +122,47 @@ def test_trigrams_of_the_released_code(golden, name):
     assert_close(rows.reshape(*tokens.shape, -1), file["trigram_in"])
     made = encode_trigrams(draft, grams, places)
     assert_close(made, file["trigram_out"], atol=ATOL)
-    assert_close(_texts(draft, tokens, 4)[:, : tokens.shape[1]], made)
+    length = jnp.full(len(ids), ids.shape[1])
+    assert_close(_texts(draft, tokens, length, 4)[:, : tokens.shape[1]], made)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_who_sees_whom_in_the_released_code(golden, name):
-    """Its blocks of states, trigrams and estimates, and the two that are computed."""
+    """A state, or a token, moves those estimates that its mask lets look at it."""
     file, _, draft = released(golden, name)
-    _, mask = inputs(file)
-    seq = mask.shape[1]
-    causal = np.tri(seq, dtype=bool) & np.asarray(mask)[0]
+    ids, mask = (x[:1] for x in inputs(file))
+    seq, hidden = ids.shape[1], jnp.asarray(file["base_hidden"])[:1]
+    place = jnp.eye(
+        seq + 1, seq, -1, dtype=bool
+    )  # row 0 changes nothing, j + 1 place j
+    wide = jnp.broadcast_to(mask, place.shape)
+    following = jnp.broadcast_to(jnp.asarray(file["next_token"])[:1], seq + 1)
+
+    @jax.jit
+    def moved(hidden, ids):
+        """`[steps, rows that look, places that change]`."""
+        states = fuse(
+            draft, hidden, ids, mask=wide, next_ids=following, compat="official"
+        )
+        change = jnp.abs(states[:, 1:] - states[:, :1]).max(-1)
+        return jnp.swapaxes(change > 1e-5, 1, 2)
+
+    still = jnp.broadcast_to(hidden, (seq + 1, *hidden.shape[1:]))
+    by_state = moved(still + 3.0 * place[..., None], ids * jnp.ones_like(place, int))
+    by_token = moved(still, jnp.where(place, (ids + 7) % 50, ids))
     for step in range(1, draft.config.steps + 1):
         offsets = np.arange(step + 1)[:, None] + np.arange(seq)
         np.testing.assert_array_equal(file[f"step{step}_positions"], offsets.ravel())
         allowed = file[f"step{step}_allowed"].astype(bool)
         rows = allowed[-seq:].reshape(seq, step + 1, seq)
-        np.testing.assert_array_equal(rows[:, 0], causal)
         assert not rows[:, 1:-1].any()  # estimates are masked, the diagonal included
-        if step >= 1:
-            seen = np.tri(seq, dtype=bool)
-            np.testing.assert_array_equal(rows[:, -1] | ~np.asarray(mask)[0],
-                                          seen | ~np.asarray(mask)[0])  # fmt: skip
+        np.testing.assert_array_equal(by_state[step - 1], rows[:, 0])
+        read = np.zeros((seq, seq), bool)  # tokens of the trigrams that are keys
+        for column in range(seq):
+            last = min(column + step, seq)
+            read[column, max(last - 2, 0) : last + 1] = True
+        looks = rows[:, -1] | np.eye(seq, dtype=bool)  # a query is a trigram itself
+        np.testing.assert_array_equal(by_token[step - 1], looks @ read)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -231,7 +253,7 @@ def estimate(draft, hidden, ids, mask=None, own_tokens=False):
 
 run = jax.jit(lambda ids, mask=None: MODEL(ids, mask=mask, logits="none").hidden)
 losses = jax.jit(draft_losses, static_argnames="objective")
-texts = jax.jit(_texts, static_argnums=2)
+texts = jax.jit(_texts, static_argnums=3)
 read_out = jax.jit(head_logits)
 
 
@@ -252,7 +274,7 @@ def test_a_state_knows_its_past_and_the_drafts_only(place, row, change):
 @given(st.lists(st.integers(0, 4), min_size=9, max_size=9))
 def test_a_trigram_depends_on_three_tokens(ids):
     tokens = jnp.asarray([ids], jnp.int32)
-    made = np.asarray(texts(DRAFT, tokens, 1))[0]
+    made = np.asarray(texts(DRAFT, tokens, jnp.array([8]), 1))[0]
     seen = {}
     for place in range(2, len(ids)):
         gram = tuple(ids[place - 2 : place + 1])
@@ -276,12 +298,19 @@ def test_the_start_of_a_text():
 
 @pytest.mark.parametrize("heads", ["full", "light"])
 def test_a_new_stack_reads_out_the_sum(heads):
-    draft = init_fusing(MODEL, jax.random.key(0), fusing_config(MODEL, heads=heads))
+    """And adds the bias of the target's readout once."""
+    bias = np.linspace(-3.0, 3.0, 96, dtype=np.float32)
+    rows = {**MODEL.params["unembed"], "bias": jnp.asarray(bias)}
+    model = MODEL.replace(params={**MODEL.params, "unembed": rows})
+    draft = init_fusing(model, jax.random.key(0), fusing_config(model, heads=heads))
     hidden = run(IDS)
     states = estimate(draft, hidden, IDS)
-    weight, _ = MODEL.unembedding()
-    expected = jnp.einsum("kbnd,vd->kbnv", hidden[None] + states, weight)
+    sums = hidden[None] + states
+    expected = np.einsum("kbnd,vd->kbnv", sums, model.unembedding()[0]) + bias
     assert_close(read_out(draft, hidden, states), expected, rtol=1e-4, atol=1e-4)
+    narrow = sums[1] if heads == "light" else jnp.concatenate([hidden, states[1]], -1)
+    drafting = fusing_head(draft.config).readout(draft, narrow, Want(rows=True), 1)
+    assert_close(drafting.rows, expected[1], rtol=1e-4, atol=1e-4)
 
 
 def test_sizes_for_a_target_of_seven_billion():
@@ -308,7 +337,7 @@ def test_sizes_for_a_target_of_seven_billion():
 def drafted(draft, hidden, ids, last, tokens):
     """The hidden states of a chain after `last`, drafted step by step."""
     head = fusing_head(draft.config)
-    context = empty_context(draft.config, ids.shape[0], 16)
+    context = empty_context(draft.config, ids.shape[0], 10)
     count = jnp.broadcast_to(last + 1, ids.shape[:1])
     for start, stop in ((0, 3), (3, 10)):  # in two pieces, as prefill feeds it
         some = jnp.clip(count - start, 0, stop - start)
@@ -326,13 +355,17 @@ SOME = [x if x in FAST else pytest.param(x, marks=pytest.mark.medium) for x in V
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_drafting_agrees_with_training_at_every_step(name):
-    """Also of the first rows, where trigrams of the start are no keys."""
+def test_drafting_agrees_with_training_at_every_step(name, monkeypatch):
+    """Also of the first rows, where trigrams of the start are no keys.
+
+    A context of 5 tokens takes two blocks; one of 9 a third, which overlaps the second.
+    """
+    monkeypatch.setattr(fusing_draft, "_BLOCK", 4)
     draft = stack(**VARIANTS[name])
     hidden, config = run(IDS), draft.config
     states = estimate(draft, hidden, IDS)
     chain = jax.jit(drafted)
-    for last in (0, 1, 4):
+    for last in (0, 1, 4, 8) if config.steps == 1 else (0, 1, 4):
         tokens = IDS[:, last + 1 : last + 1 + config.steps]
         found = chain(draft, hidden, IDS, jnp.int32(last), tokens)
         for step, (got, state) in enumerate(zip(found, states)):
@@ -377,27 +410,63 @@ def test_which_losses_reach_which_parameters():
         assert size(own["heads"]) > 0
 
 
-@pytest.mark.parametrize("goal", ["recommended", "next_token"])
+RAGGED = jnp.arange(10)[None] < jnp.array([[10], [6]])
+EVERY = Objective(labels="teacher", logits=1.0)
+GOALS = {"recommended": OBJECTIVES["recommended"], "own": OBJECTIVES["next_token"],
+         "teacher": EVERY}  # fmt: skip
+
+
+@pytest.mark.parametrize("goal", GOALS)
 def test_what_stands_in_padding_changes_nothing(goal):
-    goal, mask = OBJECTIVES[goal], jnp.arange(10)[None] < jnp.array([[10], [6]])
-    labels = jnp.where(mask, IDS, IGNORE)
-    same = {"mask": mask, "labels": labels, "objective": goal}
-    first = losses(DRAFT, run(IDS, mask), IDS, **same)
-    other = jnp.where(mask, IDS, 77)
-    second = losses(DRAFT, run(other, mask), other, **same)
+    """Tokens, labels and states there are of no use, whatever they are."""
+    options = {"mask": RAGGED, "objective": GOALS[goal]}
+    hidden = run(IDS, RAGGED)
+    first = losses(DRAFT, hidden, IDS, labels=IDS, **options)
+    other = jnp.where(RAGGED, IDS, 77)
+    loud = jnp.where(RAGGED[..., None], hidden, 50.0)
+    second = losses(DRAFT, loud, other, labels=other, **options)
     for got, expected in zip(second, first):
         assert_close(got, expected)
+    assert first.cross_entropy.min() > 1
+    # They would matter: without the mask they are learnt from.
+    options["mask"] = jnp.ones_like(RAGGED)
+    seen = losses(DRAFT, loud, other, labels=other, **options)
+    assert np.abs(seen.cross_entropy - first.cross_entropy).min() > 1e-2
 
 
-def test_a_ragged_batch_is_its_rows():
-    mask = jnp.arange(10)[None] < jnp.array([[10], [6]])
-    whole = losses(DRAFT, run(IDS, mask), IDS, mask=mask).cross_entropy
-    rows = IDS[:1], IDS[1:, :6]
-    each = np.stack([losses(DRAFT, run(x), x).cross_entropy for x in rows])
-    # The first row of n tokens says nothing, nor do the last k + 1.
-    counts = np.array([[10], [6]]) - 3 - np.arange(3)[None]
-    expected = (counts * each[:, :3]).sum(0) / counts.sum(0)
-    assert_close(whole[:3], expected.astype(np.float32), rtol=1e-4)
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_states_of_a_ragged_batch_are_those_of_its_rows(own_tokens):
+    """To the last place, where the target's next token follows at once."""
+    hidden = run(IDS, RAGGED)
+    whole = estimate(DRAFT, hidden, IDS, RAGGED, own_tokens)
+    alone = estimate(DRAFT, hidden[1:, :6], IDS[1:, :6], None, own_tokens)
+    assert_close(whole[:, 1:, :6], alone, rtol=1e-4, atol=1e-4)
+    full = estimate(DRAFT, hidden[:1], IDS[:1], None, own_tokens)
+    assert_close(whole[:, :1], full, rtol=1e-4, atol=1e-4)
+
+
+def test_a_next_token_that_is_given_follows_the_last_real_one():
+    hidden, given = run(IDS, RAGGED), jnp.array([5, 9])
+    follow = jax.jit(lambda ids, mask: fuse(
+        DRAFT, hidden, ids, mask=mask, next_ids=given))  # fmt: skip
+    as_text = follow(IDS.at[1, 6].set(9), RAGGED.at[1, 6].set(True))
+    assert_close(follow(IDS, RAGGED)[0, :, :6], as_text[0, :, :6])
+
+
+def test_losses_of_a_ragged_batch_are_means_over_its_rows():
+    hidden = run(IDS, RAGGED)
+    whole = losses(DRAFT, hidden, IDS, mask=RAGGED, objective=EVERY)
+    rows = (hidden[:1], IDS[:1]), (hidden[1:, :6], IDS[1:, :6])
+    each = [losses(DRAFT, *row, objective=EVERY) for row in rows]
+    length, step = np.array([[10], [6]]), np.arange(4)[None]
+    # Tokens are not said by the first place, nor logits by the first two.
+    counts = {"cross_entropy": length - 2 - step, "logits": length - 3 - step,
+              "hidden": length[:, 0] - 1}  # fmt: skip
+    for name, count in counts.items():
+        parts = np.stack([getattr(one, name) for one in each])
+        expected = ((count * parts).sum(0) / count.sum(0)).astype(np.float32)
+        assert_close(getattr(whole, name), expected, rtol=1e-4, atol=1e-6)
+        assert (expected > 0).all()
 
 
 def test_own_tokens_are_those_of_the_head_before():
@@ -515,8 +584,8 @@ def test_eight_devices_give_the_same_losses():
 
 
 def test_logits_of_all_heads_never_exist():
-    """Temporaries of the losses stay below a few rows of logits a head."""
-    vocab, seq = 8192, 512
+    """Temporaries of the losses and their slopes stay below those of one head."""
+    vocab, batch, seq = 32768, 4, 256
     config = tiny_config(vocab_size=vocab)
     draft = jax.eval_shape(
         lambda: init_fusing(models.init(config, jax.random.key(0)), jax.random.key(1))
@@ -530,11 +599,11 @@ def test_logits_of_all_heads_never_exist():
 
         return jax.grad(loss)(draft.params)
 
-    hidden = jax.ShapeDtypeStruct((2, seq, config.width), jnp.float32)
-    ids = jax.ShapeDtypeStruct((2, seq), jnp.int32)
+    hidden = jax.ShapeDtypeStruct((batch, seq, config.width), jnp.float32)
+    ids = jax.ShapeDtypeStruct((batch, seq), jnp.int32)
     compiled = jax.jit(slopes).lower(draft, hidden, ids).compile()
-    whole = 4 * 2 * seq * vocab * 4  # [steps, batch, seq, vocab] in float32
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.9 * whole
+    one = batch * seq * vocab * 4  # [batch, seq, vocab] in float32
+    assert compiled.memory_analysis().temp_size_in_bytes < one
 
 
 # Bad input ------------------------
@@ -557,6 +626,8 @@ def test_bad_input_is_refused():
     other = fusing_config(tiny_model(vocab_size=50))
     with pytest.raises(ArgumentError, match=r"model: got 'an embedding of shape"):
         init_fusing(MODEL, jax.random.key(0), other)
+    with pytest.raises(ArgumentError, match="compat: got 'theirs'"):
+        unchecked(fuse)(DRAFT, hidden, IDS, compat="theirs")
     with pytest.raises(ArgumentError, match="states: got 3, expected 4"):
         head_logits(DRAFT, hidden, jnp.zeros((3, 2, 10, 32)))
     with pytest.raises(ArgumentError, match="labels: got 'shape"):

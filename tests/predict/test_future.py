@@ -151,15 +151,25 @@ def test_a_slot_alone_gives_what_the_batch_gives(place, given_):
 
 
 def test_the_state_is_all_that_a_decoder_knows_of_the_past():
-    decode = jax.jit(lambda model, *args: model.decode(*args[:2], last=args[2]))
-    same = np.stack([np.asarray(ENCODE(MODEL, IDS))[0, 3]] * 2)
-    forced, last = jnp.array([[4, 5], [4, 5]]), jnp.array([7, 8])
-    hidden = decode(MODEL, same, forced, last)
-    np.testing.assert_array_equal(hidden[0], hidden[1])
+    """With one state everywhere, what is said of a future hangs on it alone."""
+    states = jnp.broadcast_to(ENCODE(MODEL, IDS)[:1, 3:4], (2, 10, 32))
+    place = 5
+    other = IDS.at[:, : place + 1].set((IDS[:, : place + 1] + 1) % 96)
+
+    def moved(model):
+        """From which places the losses of a text with another start differ."""
+        pair = [LOSSES(model, ids, states=states) for ids in (IDS, other)]
+        return (np.abs(pair[0].losses - pair[1].losses).max(axis=(0, 2)) > 0).tolist()
+
+    assert moved(MODEL) == [t < place for t in range(10)]
     # Where slot 0 reads the newest token, that is a second way.
-    both = tiny_future(first_input="last_token")
-    hidden = decode(both, same, forced, last)
-    assert jnp.abs(hidden[0] - hidden[1]).max() > 1e-3
+    assert moved(tiny_future(first_input="last_token")) == [
+        t <= place for t in range(10)
+    ]
+    # And equal prefixes need not be equal states: another state says something else.
+    nudged = LOSSES(MODEL, IDS, states=states.at[:, place].add(1.0)).losses
+    change = np.abs(nudged - LOSSES(MODEL, IDS, states=states).losses)
+    assert np.flatnonzero(change.max(axis=(0, 2))).tolist() == [place]
 
 
 def test_the_order_of_pseudo_tokens_means_nothing():
@@ -205,6 +215,18 @@ def test_short_rows(seq):
     value, grads = GRADIENT(MODEL.params, IDS[:, :seq])
     assert (value == 0) == (seq == 1)
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+
+
+def test_positions_beyond_the_encoders_are_its_last_under_jit():
+    """And rows may be longer than these, where their documents are not."""
+    encode = jax.jit(lambda places: MODEL.encode(IDS, positions=places))
+    places = jnp.broadcast_to(jnp.arange(10), (2, 10)) + 506
+    got = encode(places)
+    np.testing.assert_array_equal(got, encode(jnp.minimum(places, 511)))
+    assert np.abs(got - encode(places - 4)).max() > 1e-3
+    long = jax.ShapeDtypeStruct((1, 600), jnp.int32)
+    packed = jax.eval_shape(lambda i: MODEL.encode(i, positions=i % 300), long)
+    assert packed.shape == (1, 600, 32)
 
 
 def test_documents_of_one_row_do_not_see_each_other():
@@ -315,6 +337,11 @@ def test_bad_input():
         unchecked("gpt2", key=jax.random.key(0))
     with pytest.raises(ArgumentError, match="ids: got '600 tokens', expected at most"):
         MODEL.encode(jnp.zeros((1, 600), jnp.int32))
+    places = jnp.broadcast_to(jnp.arange(10), (2, 10))
+    with pytest.raises(ArgumentError, match="positions: got 512, expected below 512"):
+        MODEL.encode(IDS, positions=places + 503)
+    with pytest.raises((ArgumentError, TypeError), match="positions"):
+        MODEL.encode(IDS, positions=places[:1])
     with pytest.raises(ArgumentError, match="forced: got '4 tokens', expected at most"):
         MODEL.decode(jnp.zeros((1, 32)), jnp.zeros((1, 4), jnp.int32))
     with pytest.raises(ArgumentError, match="last: got None"):

@@ -32,14 +32,21 @@ VOCAB, WIDTH, STEPS, SEQ = 7, 5, 3, 9
 RNG = np.random.default_rng(1)
 KERNELS = jnp.asarray(RNG.normal(size=(STEPS, VOCAB, WIDTH)), jnp.float32)
 HIDDEN = jnp.asarray(RNG.normal(size=(2, SEQ, WIDTH)), jnp.float32)
+BIASES = jnp.asarray(RNG.normal(size=(STEPS, VOCAB)), jnp.float32)
 BASE = Base(KERNELS[0], 2 * KERNELS[0], jnp.arange(VOCAB, dtype=jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames="objective")
 def shared(hidden, labels, mask, objective):
-    read = lambda kernel: (hidden, kernel, None)
+    read = lambda head: (hidden, *head)
     return offset_losses(
-        read, KERNELS, BASE, hidden, labels=labels, mask=mask, objective=objective
+        read,
+        (KERNELS, BIASES),
+        BASE,
+        hidden,
+        labels=labels,
+        mask=mask,
+        objective=objective,
     )
 
 
@@ -48,7 +55,7 @@ def brute(hidden, labels, mask, objective):
     teacher = hidden @ np.asarray(BASE.unembed).T + np.asarray(BASE.bias)
     nats, squares = [], []
     for k in range(STEPS):
-        logits = hidden @ np.asarray(KERNELS[k]).T
+        logits = hidden @ np.asarray(KERNELS[k]).T + np.asarray(BIASES[k])
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         found, apart = [], []
         for row in range(2):
@@ -91,13 +98,17 @@ def test_losses_are_those_of_a_loop(labels, lengths, kind):
 
 @pytest.mark.parametrize("heads", ["full", "light"])
 def test_new_heads_say_what_the_target_says(heads):
-    draft = init_state_heads(MODEL, steps=2, heads=heads)
+    """And adds the bias of its readout once."""
+    bias = np.linspace(-3.0, 3.0, 96, dtype=np.float32)
+    rows = {**MODEL.params["unembed"], "bias": jnp.asarray(bias)}
+    model = MODEL.replace(params={**MODEL.params, "unembed": rows})
+    draft = init_state_heads(model, steps=2, heads=heads)
     head, context = state_draft_head(draft.config), jnp.ones((3, 32))
     state = head.init(draft, context)
     tokens = jnp.zeros((3, 2), jnp.int32)
     hidden, _ = head.step(draft, context, state, tokens, 1)
     read = head.readout(draft, hidden, Want(rows=True), 1)
-    expected = context @ MODEL.unembedding()[0].T
+    expected = np.asarray(context @ MODEL.unembedding()[0].T) + bias
     assert_close(read.rows[:, 1], expected, rtol=1e-4, atol=1e-4)
 
 
