@@ -83,7 +83,7 @@ SOURCES = (
     "jtok/predict/sorted.py",
     "jtok/predict/targets.py",
 )
-MINUTES = {"smoke": 0.8, "small": 10, "full": 2000}
+MINUTES = {"smoke": 0.5, "small": 10, "full": 2000}
 
 
 @dataclasses.dataclass(frozen=True)
