@@ -17,6 +17,7 @@ drafts as if they had been drawn; neither is reproduced.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from jtok.decode.sorted_state import Lengths, Plan, SortedState, read_prompts
 from jtok.decode.types import Drafter, Proposal, Tokens, Verdict
 from jtok.errors import VocabMismatchError, check
 from jtok.models import Info, Model, cut_layers, segment_config, split_layers
+from jtok.ops import Penalties
 from jtok.predict.confidence import Confidence
 from jtok.predict.sorted import check_exits, check_thresholds
 
@@ -75,6 +77,9 @@ def sorted_chain(
     draw: Literal["shared", "own", "greedy"] = "shared",
     cut: float = 0.0,
     confidence: Confidence | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     compat: Literal["official"] | None = None,
 ) -> Drafter:
     """Drafts chains with a decoder whose tokens leave at the first exit that is sure.
@@ -99,6 +104,12 @@ def sorted_chain(
         chain; 0 never stops early.
       confidence: a cheaper estimate of how sure an exit is, see
         `jtok.predict.part_confidence`; None reads the whole vocabulary at every exit.
+      repetition_penalty: what `generate` is given: drafts, and how sure exits are of
+        them (but not by a cheaper `confidence`), then are as after the target's
+        penalties. A drafter is not told of those; without, it drafts as if there were
+        none, and fewer drafts are kept.
+      presence_penalty: the same.
+      frequency_penalty: the same.
       compat: "official" drafts the first token after the prompt at full depth.
 
     Returns:
@@ -123,10 +134,25 @@ def sorted_chain(
         draw in ("shared", "own", "greedy"), "draw", draw, "'shared', 'own', 'greedy'"
     )
     check(0 <= cut <= 1, "cut", cut, "0 to 1")
+    penalties = _penalties(repetition_penalty, presence_penalty, frequency_penalty)
     return _made(
-        model, exits, thresholds, confidence, compat, cut,
+        model, exits, thresholds, confidence, compat, cut, penalties,
         draw=draw, lengths=lengths() if chain is None else lengths(**chain._asdict()),
     )  # fmt: skip
+
+
+def _penalties(
+    repetition: float, presence: float, frequency: float
+) -> Penalties | None:
+    """Penalties of all rows alike; None where they change nothing."""
+    good = 0 < repetition < math.inf
+    check(good, "repetition_penalty", repetition, "a finite number > 0")
+    for name, value in (("presence", presence), ("frequency", frequency)):
+        check(math.isfinite(value), f"{name}_penalty", value, "a finite number")
+    if (repetition, presence, frequency) == (1, 0, 0):
+        return None
+    values = (repetition, presence, frequency)
+    return Penalties(*(jnp.full(1, value, jnp.float32) for value in values))
 
 
 def sorted_tree(
@@ -136,6 +162,9 @@ def sorted_tree(
     *,
     size: Dynamic | None = None,
     level: Literal["max", "mean"] = "max",
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     compat: Literal["official"] | None = None,
 ) -> Drafter:
     """Drafts dynamic trees with a sorted draft; a level of a tree leaves together.
@@ -147,6 +176,9 @@ def sorted_tree(
       size: from `dynamic(...)`; None takes a beam of 10, 4 expansions, 60 nodes.
       level: a level leaves at the first exit where the largest ("max") or the mean
         ("mean") confidence over its nodes is above the threshold.
+      repetition_penalty: what `generate` is given, see `sorted_chain`.
+      presence_penalty: the same.
+      frequency_penalty: the same.
       compat: "official" drafts the first level after the prompt at full depth.
 
     Returns:
@@ -170,7 +202,10 @@ def sorted_tree(
     """
     check(level in ("max", "mean"), "level", level, "'max' or 'mean'")
     size = dynamic() if size is None else dynamic(*size)
-    return _made(model, exits, thresholds, None, compat, 0.0, size=size, level=level)
+    penalties = _penalties(repetition_penalty, presence_penalty, frequency_penalty)
+    return _made(
+        model, exits, thresholds, None, compat, 0.0, penalties, size=size, level=level
+    )
 
 
 def _made(
@@ -180,6 +215,7 @@ def _made(
     confidence: Confidence | None,
     compat: str | None,
     cut: float,
+    penalties: Penalties | None,
     **choices: Any,
 ) -> Drafter:
     segment_config(model.config, 0, model.config.num_layers)  # a decoder, or an error
@@ -188,12 +224,16 @@ def _made(
     check(compat in (None, "official"), "compat", compat, "None or 'official'")
     part = cut_layers(model, exits[-1])
     score = None if confidence is None else confidence.score
-    plan = Plan(part.config, exits, score, compat == "official", **choices)
+    plan = Plan(
+        part.config, exits, score, compat == "official",
+        penalised=penalties is not None, **choices,
+    )  # fmt: skip
     params = {
         "model": split_layers(part.params),
         "thresholds": jnp.asarray(bounds, jnp.float32),
         "cut": jnp.float32(cut),
         "score": None if confidence is None else confidence.params,
+        "penalties": penalties,
     }
     vocabulary = getattr(model.vocabulary, "hash", None)
     return _drafter(plan)._replace(params=params, vocabulary=vocabulary)

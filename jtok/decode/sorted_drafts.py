@@ -16,7 +16,17 @@ from jtok.decode.rejection import node_laws
 from jtok.decode.sorted_state import Plan, SortedState, catch_up, known, read_out
 from jtok.decode.types import Proposal, Sampling, Tokens
 from jtok.models import Cache, embed_ids, final_norm, run_segment
-from jtok.ops import Draw, Tree, Want, ancestor_mask, purpose_keys
+from jtok.ops import (
+    Draw,
+    Tree,
+    Want,
+    ancestor_mask,
+    count_tokens,
+    node_counts,
+    penalize,
+    purpose_keys,
+    readout_logits,
+)
 
 __all__ = ["propose_chain", "propose_tree"]
 
@@ -41,9 +51,13 @@ class _Seen(NamedTuple):
 
 
 def _reader(
-    plan: Plan, params: PyTree, how: Sampling | None, start: Array
+    plan: Plan, params: PyTree, how: Sampling | None, start: Array, counts: Any
 ) -> Callable[[Array], _Seen]:
-    """A function that reads `[batch, dim]` hidden states out at their positions."""
+    """A function that reads `[batch, dim]` hidden states out at their positions.
+
+    Penalties on the tokens of `counts` come first: an exit is as sure as what it says
+    after them, before any temperature.
+    """
     config, model = plan.config, params["model"]
     own = plan.draw == "own" and how is not None
     if plan.draw == "greedy":
@@ -56,9 +70,8 @@ def _reader(
         draw: Draw | None = None
         if how is not None:
             draw = how.draw(start, jnp.zeros((x.shape[0], 1), jnp.int32), 0)
-        read: Any = read_out(
-            plan, model, hidden, Want(draw, top_k=1, log_sum_exp=True, rows=own)
-        )
+        want = Want(draw, top_k=1, log_sum_exp=True, rows=own)
+        read = _read(plan, params, hidden, want, counts)
         sure = jnp.exp(read.top_logits[:, 0, 0] - read.log_sum_exp[:, 0])
         law = jnp.zeros((x.shape[0], 0))
         if own and draw is not None:
@@ -66,6 +79,14 @@ def _reader(
         return _Seen(read.choice[:, 0], sure, law)
 
     return look
+
+
+def _read(plan: Plan, params: PyTree, hidden: Array, want: Want, counts: Any) -> Any:
+    """What an exit says, after the penalties on what `counts` has seen."""
+    if not plan.penalised:
+        return read_out(plan, params["model"], hidden, want)
+    raw: Any = read_out(plan, params["model"], hidden, Want(rows=True)).rows
+    return readout_logits(penalize(raw, counts, params["penalties"]), want)
 
 
 def propose_chain(
@@ -77,6 +98,9 @@ def propose_chain(
     laws = jnp.zeros((batch, most, vocab if own else 0), jnp.float32)
     drafts = jnp.zeros((batch, most), jnp.int32)
     carry = (jnp.int32(0), state, drafts, laws, state.length)
+    counts = None
+    if plan.penalised:
+        counts = count_tokens(tokens.ids, tokens.count, vocab)
 
     def more(carry: tuple[Array, SortedState, Array, Array, Array]) -> Array:
         return jnp.any(carry[0] < carry[4])
@@ -85,7 +109,9 @@ def propose_chain(
         carry: tuple[Array, SortedState, Array, Array, Array],
     ) -> tuple[Array, SortedState, Array, Array, Array]:
         index, state, drafts, laws, stop = carry
-        state, seen, exit = _draft_one(plan, params, state, tokens, drafts, index, stop)
+        state, seen, exit = _draft_one(
+            plan, params, state, tokens, counts, drafts, index, stop
+        )
         active = index < stop
         drafts = drafts.at[:, index].set(jnp.where(active, seen.token, 0))
         laws = laws.at[:, index].set(seen.law)
@@ -106,8 +132,8 @@ def propose_chain(
 
 
 def _draft_one(
-    plan: Plan, params: PyTree, state: SortedState, tokens: Tokens, drafts: Array,
-    index: Array, stop: Array,
+    plan: Plan, params: PyTree, state: SortedState, tokens: Tokens, counts: Any,
+    drafts: Array, index: Array, stop: Array,
 ) -> tuple[SortedState, _Seen, Array]:  # fmt: skip
     """The next draft of every row that has one, and at which exit it left."""
     batch, count = drafts.shape[0], len(plan.exits)
@@ -115,7 +141,11 @@ def _draft_one(
     # Rows that have all their drafts feed nothing more.
     upto = tokens.count - 1 + jnp.minimum(index, stop - 1)
     start = tokens.count - 1 + index
-    look = _reader(plan, params, tokens.sampling, start)
+    if plan.penalised:
+        drafted = jnp.broadcast_to(index, (batch,))
+        counts += count_tokens(drafts, drafted, plan.config.vocab_size)
+        counts = counts[:, None]
+    look = _reader(plan, params, tokens.sampling, start, counts)
     read = functools.partial(known, tokens, drafts)
     shape = jax.eval_shape(
         look, jnp.zeros((batch, plan.config.width), plan.config.dtype)
@@ -183,12 +213,21 @@ def propose_tree(
     levels = np.arange(size.num_slots) // size.beam
     positions = start[:, None] + jnp.asarray(levels, jnp.int32)[None]
     read = functools.partial(known, tokens, jnp.zeros((batch, 1), jnp.int32))
+    before = None
+    if plan.penalised:
+        before = count_tokens(tokens.ids, tokens.count, config.vocab_size)
 
     def look(
         level: Array, ids: Array, parent: Array, state: SortedState
     ) -> tuple[Array, Array, SortedState]:
         allow = ancestor_mask(parent, max_depth=size.max_depth)
         x = embed_ids(model, config, ids, positions)
+        of_level = lambda x: jax.lax.dynamic_slice_in_dim(
+            x, level * size.beam, size.beam, 1
+        )
+        counts = None
+        if before is not None:
+            counts = of_level(node_counts(before, ids, allow))
         real = (jnp.arange(size.beam)[None] == 0) | (level > 0)
         real = jnp.broadcast_to(real, (batch, size.beam))
         blank = _blank_level(batch, size.beam)
@@ -209,9 +248,8 @@ def propose_tree(
             x = jax.lax.cond(wanted, deeper, lambda x, _: x, x, state.caches[number])
             passes = state.passes.at[number].add(wanted.astype(jnp.int32))
             state = dataclasses.replace(state, passes=passes)
-            slots = jax.lax.dynamic_slice_in_dim(x, level * size.beam, size.beam, 1)
-            look_at = functools.partial(_read_level, plan, model)
-            seen = jax.lax.cond(wanted, look_at, lambda _: blank, slots)
+            look_at = functools.partial(_read_level, plan, params, counts)
+            seen = jax.lax.cond(wanted, look_at, lambda _: blank, of_level(x))
             sure = _level_sure(seen[1][..., 0], real, plan.level)
             early = sure > params["thresholds"][number]
             if plan.official:
@@ -231,11 +269,13 @@ def _blank_level(batch: int, beam: int) -> tuple[Array, Array]:
     return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
 
 
-def _read_level(plan: Plan, model: PyTree, slots: Array) -> tuple[Array, Array]:
+def _read_level(
+    plan: Plan, params: PyTree, counts: Any, slots: Array
+) -> tuple[Array, Array]:
     """The best continuations of a level's slots and their log-probabilities."""
-    hidden = final_norm(model, plan.config, slots)
+    hidden = final_norm(params["model"], plan.config, slots)
     want = Want(top_k=slots.shape[1], log_sum_exp=True)
-    read = read_out(plan, model, hidden, want)
+    read = _read(plan, params, hidden, want, counts)
     return read.top_ids, read.top_logits - read.log_sum_exp[..., None]
 
 

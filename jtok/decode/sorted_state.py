@@ -96,6 +96,7 @@ class Plan(NamedTuple):
     lengths: Lengths = Lengths(5, 2, 1, 8)
     size: Dynamic | None = None
     level: str = "max"
+    penalised: bool = False
 
     @property
     def segments(self) -> list[tuple[int, int]]:

@@ -66,6 +66,8 @@ def sample_masked(
     layer: JointLayer | None = None,
     layer_params: PyTree = None,
     energy: Callable[[Array], Array] | None = None,
+    causal: Callable[[Array], Array] | None = None,
+    clip: bool = False,
     block: int | None = None,
     start: int = 0,
     guidance: float = 0.0,
@@ -81,8 +83,8 @@ def sample_masked(
 
     Masks may stand anywhere, between any given tokens. The whole loop runs on the
     device in one compilation. A row's tokens depend on its own tokens, the options and
-    its seed only. Ties go to the lower position and the lower id. Unless `top_p` or
-    `top_k` is given, nothing of size `[seq, vocab]` is ever written.
+    its seed only. Ties go to the lower position and the lower id. Unless `top_p`,
+    `top_k` or `causal` is given, nothing of size `[seq, vocab]` is ever written.
 
     Without a layer all tokens of one forward are drawn from its marginals, each for
     itself; with one, each is told of those before it. One token a forward (the pace
@@ -110,6 +112,12 @@ def sample_masked(
         negative log-likelihood. At each forward all masks are filled twice, and the
         fill of lower energy gives the tokens. Not with a layer, nor with an order by
         confidence.
+      causal: a function `tokens[batch, seq] -> [batch, seq, vocab]`, the logits of a
+        causal model of each token given those before it, beside an `adaptive_pace`.
+        Then masks are filled from left to right, whatever the order.
+      clip: beside a layer: hold what it says of a token within what the marginals
+        allow given the tokens that were drawn in this forward (`clip_conditional`).
+        Not with an order by confidence.
       block: positions from `start` on are finished block after block of this length;
         None makes no blocks.
       start: where the first block starts.
@@ -155,6 +163,7 @@ def sample_masked(
     check(compat in ("default", "official"), "compat", compat, "one of the two")
     _check_numbers(temperature, top_p, top_k, order_temperature, guidance, eos_penalty)
     _check_pairs(order, pace, layer, energy, order_temperature)
+    _check_joint(order, pace, layer, energy, causal, clip)
     for token in (*forbid, *(() if eos_id is None else (eos_id,))):
         good = 0 <= token < made.vocab_size
         check(good, "forbid", token, f"ids in 0..{made.vocab_size - 1}")
@@ -187,6 +196,8 @@ def sample_masked(
         official=official,
         history=history,
         energy=energy,
+        causal=causal,
+        clip=clip,
     )
     numbers = (
         temperature,
@@ -267,14 +278,28 @@ def _check_pairs(
     check(
         good, "pace", "a threshold", "an order by confidence, and no layer, beside it"
     )
-    good = pace.kind != "threshold" or order_temperature == 0
-    expected = "0 beside a threshold, which says itself what is revealed"
+    good = pace.kind not in ("threshold", "adaptive") or order_temperature == 0
+    expected = "0 beside a pace that says itself what is revealed"
     check(good, "order_temperature", order_temperature, expected)
     good = order != "origin" or pace.kind == "dream"
     check(good, "pace", pace.kind, "a dream_pace beside the order 'origin'")
     good = energy is None or (layer is None and not by_confidence)
     expected = "None beside a layer, or an order by confidence in what was drawn"
     check(good, "energy", "a function", expected)
+
+
+def _check_joint(
+    order: str, pace: Pace, layer: Any, energy: Any, causal: Any, clip: bool
+) -> None:
+    good = (pace.kind == "adaptive") == (causal is not None)
+    expected = "a causal model's logits beside an adaptive_pace, and only there"
+    check(good, "causal", "None" if causal is None else "a function", expected)
+    good = causal is None or (layer is None and energy is None and order != "origin")
+    expected = "neither a layer nor an energy beside it, nor the order 'origin'"
+    check(good, "causal", "a function", expected)
+    by_confidence = order in ("confidence", "plain_confidence")
+    good = not clip or (layer is not None and not by_confidence)
+    check(good, "clip", clip, "False without a layer or with an order by confidence")
 
 
 def _checked_block(block: int | None, start: int, seq: int, pace: Pace) -> int:
@@ -298,8 +323,9 @@ def _extent(
     edges = [0, *(start + block * i for i in range(1, blocks)), seq]
     parts = [masks[:, a:b].sum(axis=1) for a, b in itertools.pairwise(edges)]
     most = max(1, *(int(part.max()) for part in parts))
-    if pace.kind == "threshold":
-        return max(1, int(masks.sum(axis=1).max())), most
+    if pace.kind in ("threshold", "adaptive"):
+        wide = most if pace.kind == "threshold" else min(pace.tokens, most)
+        return max(1, int(masks.sum(axis=1).max())), wide
     if pace.kind == "fixed":
         steps = sum(-(-part // pace.tokens) for part in parts)
         return max(1, int(np.max(steps))), min(pace.tokens, most)

@@ -1,7 +1,8 @@
 """Which masked positions are revealed, how many at a time, and how a token is drawn.
 
-Source: the samplers of Dream (arXiv 2508.15487) and LLaDA (arXiv 2502.09992), and the
-threshold rule of Fast-dLLM (arXiv 2505.22618).
+Source: the samplers of Dream (arXiv 2508.15487) and LLaDA (arXiv 2502.09992), the
+threshold rule of Fast-dLLM (arXiv 2505.22618), and adaptive parallel decoding (arXiv
+2506.00413).
 """
 
 import functools
@@ -18,6 +19,8 @@ from jtok.ops.sampling import filter_logits
 __all__ = [
     "ORDERS",
     "Pace",
+    "adaptive_pace",
+    "clip_conditional",
     "dream_pace",
     "even_pace",
     "fixed_pace",
@@ -35,14 +38,15 @@ class Pace(NamedTuple):
     """How many tokens are revealed after each forward pass.
 
     Attributes:
-      kind: "even", "dream", "fixed" or "threshold".
+      kind: "even", "dream", "fixed", "threshold" or "adaptive".
       steps: forward passes; None: as many as are needed.
-      tokens: of a step ("fixed").
+      tokens: of a step ("fixed"), or at most ("adaptive").
       eps: where the grid of "dream" ends.
-      bound: confidence above which a token is revealed ("threshold").
+      bound: confidence above which a token is revealed ("threshold"), or the masked
+        model's share of the mixture ("adaptive").
     """
 
-    kind: Literal["even", "dream", "fixed", "threshold"]
+    kind: Literal["even", "dream", "fixed", "threshold", "adaptive"]
     steps: int | None = None
     tokens: int = 1
     eps: float = 1e-3
@@ -145,6 +149,35 @@ def threshold_pace(bound: float = 0.9) -> Pace:
     return Pace("threshold", bound=bound)
 
 
+def adaptive_pace(most: int, *, mixture: float = 0.5) -> Pace:
+    """From left to right, as many tokens as a causal model agrees with.
+
+    All masks are drawn from the marginals, and with the same noise from a mixture of
+    their logits and those of a causal model that reads these draws. The first mask and
+    those after it up to the first one where the two draws differ are revealed.
+
+    Args:
+      most: tokens of a forward at most, at least 1.
+      mixture: the masked model's share of the mixture, in [0, 1].
+
+    Returns:
+      `Pace`, for `sample_masked(..., causal=)`.
+
+    Raises:
+      ArgumentError: a number out of its range.
+
+    Source: Israel et al. 2025, arXiv 2506.00413, as the code of arXiv 2509.22738 has
+    it. Differs: `most` bounds every run, there only those that agree to the end.
+
+    Example:
+      >>> adaptive_pace(8).bound
+      0.5
+    """
+    check(most >= 1, "most", most, "at least 1")
+    check(0 <= mixture <= 1, "mixture", mixture, "a number in [0, 1]")
+    return Pace("adaptive", tokens=most, bound=mixture)
+
+
 @functools.lru_cache(maxsize=64)
 def grid_shares(steps: int, eps: float) -> np.ndarray:
     """`[steps]` float32 share of the masks that each step of Dream's grid reveals."""
@@ -164,13 +197,13 @@ def reveal_counts(num_masked: int, pace: Pace) -> Int[np.ndarray, " steps"]:
 
     Args:
       num_masked: at least 0.
-      pace: not by a threshold, which depends on the model.
+      pace: not by a threshold nor adaptive, which depend on the model.
 
     Returns:
       `[steps]` int32 with the sum `num_masked`.
 
     Raises:
-      ArgumentError: a negative number, or a threshold.
+      ArgumentError: a negative number, or a pace that depends on the model.
 
     Source: the samplers of arXiv 2502.09992 and 2508.15487.
 
@@ -179,7 +212,8 @@ def reveal_counts(num_masked: int, pace: Pace) -> Int[np.ndarray, " steps"]:
       [1, 1, 1, 1, 1, 0, 0, 0]
     """
     check(num_masked >= 0, "num_masked", num_masked, "at least 0")
-    check(pace.kind != "threshold", "pace", pace.kind, "a pace of fixed counts")
+    known = pace.kind not in ("threshold", "adaptive")
+    check(known, "pace", pace.kind, "a pace of fixed counts")
     if pace.kind == "fixed":
         steps = -(-num_masked // pace.tokens)
         rest = num_masked - pace.tokens * np.arange(steps)
@@ -274,6 +308,42 @@ def perturbed_argmax(
     check(temperature >= 0, "temperature", temperature, "a number >= 0")
     noise = -jnp.log(-jnp.log(uniforms))
     return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+
+
+def clip_conditional(
+    log_probs: Float[Array, "*rows vocab"],
+    marginal: Float[Array, "*rows vocab"],
+    path: Float[Array, "*rows"],
+) -> Float[Array, "*rows vocab"]:
+    """A law given what was drawn, held within what the marginals allow.
+
+    Where the tokens so far had the chance s and a token has the chance p, its chance
+    given them lies in [(p - 1 + s) / s, p / s], whatever the joint law. A law of which
+    nothing lies there becomes the marginal one.
+
+    Args:
+      log_probs: `[..., vocab]` float32 the law to hold.
+      marginal: `[..., vocab]` float32 log-probabilities before anything was drawn.
+      path: `[...]` float32 log of the chance of the tokens so far.
+
+    Returns:
+      `[..., vocab]` float32 log-probabilities, normalised.
+
+    Source: `clipped_probs` in the code of arXiv 2509.22738, experimental there: s is
+    the product of the marginals.
+
+    Example:
+      >>> half = jnp.log(jnp.array([0.5, 0.5]))
+      >>> sure = jnp.log(jnp.array([0.75, 0.25]))
+      >>> jnp.exp(clip_conditional(sure, half, jnp.float32(0.0))).tolist()
+      [0.5, 0.5]
+    """
+    chance, before = jnp.exp(marginal), jnp.exp(path)[..., None]
+    least = jnp.maximum((chance - 1.0 + before) / before, 0.0)
+    held = jnp.clip(jnp.exp(log_probs), least, chance / before)
+    total = jnp.sum(held, axis=-1, keepdims=True)
+    held = jnp.where(total > 0, held / jnp.where(total > 0, total, 1.0), chance)
+    return jnp.where(held > 0, jnp.log(jnp.where(held > 0, held, 1.0)), -jnp.inf)
 
 
 def position_scores(

@@ -16,15 +16,17 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array
 
-from jtok.ops import Draw, Want, gumbel_at, readout, uniform_at, vocab_statistics
+from jtok.ops import Draw, Want, readout, uniform_at, vocab_statistics
 from jtok.ops.sharding import constrain
 from jtok.predict.denoiser import Denoiser
 from jtok.predict.joint import JointLayer
 from jtok.predict.reveal import (
     Pace,
     best_positions,
+    clip_conditional,
     grid_shares,
     nucleus,
+    perturbed_argmax,
     position_scores,
 )
 
@@ -61,6 +63,9 @@ class Plan(NamedTuple):
       official: keep to the official samplers, faults included.
       history: keep all states.
       energy: `(tokens[batch, seq]) -> [batch]`; the lower one of two fills is kept.
+      causal: `(tokens[batch, seq]) -> [batch, seq, vocab]` logits of each token given
+        those before it, for an adaptive pace.
+      clip: hold what the layer says within what the marginals allow.
     """
 
     model: Denoiser
@@ -82,6 +87,8 @@ class Plan(NamedTuple):
     official: bool
     history: bool
     energy: Callable[[Array], Array] | None
+    causal: Callable[[Array], Array] | None = None
+    clip: bool = False
 
     @property
     def dense(self) -> bool:
@@ -102,7 +109,7 @@ class Knobs(NamedTuple):
       top_p: mass to sample among.
       order_temperature: of positions.
       guidance: scale of classifier-free guidance.
-      bound: of a threshold pace.
+      bound: of a threshold pace, or the mixture of an adaptive one.
       eos_penalty: nats taken from EOS while all is masked.
     """
 
@@ -232,7 +239,7 @@ class _Run:
     def _eligible(self, state: State) -> tuple[Array, Array]:
         """Masked positions of the current block, and the step within it."""
         masked = self.masked(state.tokens)
-        if self.plan.pace.kind in ("fixed", "threshold"):
+        if self.plan.pace.kind in ("fixed", "threshold", "adaptive"):
             last = np.int32(self.blocks)
             block = jnp.min(jnp.where(masked, self.block_of[None], last), axis=1)
             return masked & (self.block_of[None] <= block[:, None]), state.step
@@ -288,11 +295,27 @@ class _Run:
 
     def _filtered(self, view: View) -> Array:
         """`[batch, rows, vocab]` logits after temperature, top-p and top-k."""
-        logits = view_logits(self._tempered(view))
+        return self._kept(view_logits(self._tempered(view)))
+
+    def _kept(self, logits: Array) -> Array:
+        """Tempered logits after top-p and top-k."""
         top_p = self.knobs.top_p if self.plan.nucleus else None
         return nucleus(
             logits, top_p=top_p, top_k=self.plan.top_k, keep_ties=self.plan.official
         )
+
+    def _pick(self, logits: Array, keys: Array, index: Array) -> Array:
+        """Draws from tempered and filtered logits, each with its position's noise."""
+        if not self.plan.sampled:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        ids = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape)
+        return perturbed_argmax(logits, uniform_at(keys, index, ids), 1.0)
+
+    def _pick_whole(self, log_probs: Array, keys: Array, index: Array) -> Array:
+        """The same from log-probabilities before temperature and filters."""
+        if self.plan.scaled:
+            log_probs = log_probs / self.knobs.temperature
+        return self._pick(self._kept(log_probs), keys, index)
 
     def _draw(self, view: View, index: Array, turn: Array) -> Array:
         """`[batch, rows]` tokens for chosen positions."""
@@ -301,11 +324,7 @@ class _Run:
         hidden = jnp.take_along_axis(view.hidden, index[..., None], axis=1)
         view = view._replace(hidden=hidden)
         if plan.dense:
-            logits = self._filtered(view)
-            if plan.sampled:
-                ids = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape)
-                logits = logits + gumbel_at(keys, index, ids)
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return self._pick(self._filtered(view), keys, index)
         batch, rows = index.shape
         draw = None
         if plan.sampled:
@@ -370,17 +389,13 @@ class _Run:
         """All tokens of this forward from what it says, each for itself."""
         plan = self.plan
         view = self._bias(view, state.step, jnp.bool_(False))
-        scores, choice = self._measure(view, state.turn)
+        if plan.causal is not None:
+            scores, choice, count = self._agreed(state, view, masked)
+        else:
+            scores, choice = self._measure(view, state.turn)
+            scores, count = self._paced(state, masked, scores, index)
         if plan.energy is not None:
             choice = self._better(state, view, masked, choice)
-        if plan.order == "origin":
-            scores, count = self._origin(state, masked, index)
-        elif plan.pace.kind == "threshold":
-            sure = jnp.sum(masked & (scores > self.knobs.bound), axis=1)
-            left = jnp.sum(masked, axis=1)
-            count = jnp.minimum(jnp.maximum(sure, 1), left).astype(jnp.int32)
-        else:
-            count = self._count(state, masked, index)
         scores = self._shuffle(scores, state.turn)
         guarded = not plan.official
         at, taken = best_positions(scores, masked, count, plan.width, guarded=guarded)
@@ -393,6 +408,19 @@ class _Run:
             tokens = jnp.where(real, tokens, plan.model.mask_id)
         return self._write(state, at, tokens, taken)
 
+    def _paced(
+        self, state: State, masked: Array, scores: Array, index: Array
+    ) -> tuple[Array, Array]:
+        """Scores, and how many of the best are revealed."""
+        if self.plan.order == "origin":
+            return self._origin(state, masked, index)
+        if self.plan.pace.kind == "threshold":
+            sure = jnp.sum(masked & (scores > self.knobs.bound), axis=1)
+            left = jnp.sum(masked, axis=1)
+            count = jnp.minimum(jnp.maximum(sure, 1), left).astype(jnp.int32)
+            return scores, count
+        return scores, self._count(state, masked, index)
+
     def _one_by_one(
         self, state: State, view: View, masked: Array, index: Array
     ) -> State:
@@ -403,18 +431,21 @@ class _Run:
         else:
             count = self._count(state, masked, index)
         most = jnp.max(count)
+        Carry = tuple[Array, State, Array, Array]
 
-        def goes_on(carry: tuple[Array, State, Array]) -> Array:
+        def goes_on(carry: Carry) -> Array:
             return carry[0] < most
 
-        def draw(carry: tuple[Array, State, Array]) -> tuple[Array, State, Array]:
-            number, state, hidden = carry
+        def draw(carry: Carry) -> Carry:
+            number, state, hidden, path = carry
             here = self._bias(view._replace(hidden=hidden), state.step, number > 0)
             scores, choice = self._measure(here, state.turn)
             scores = self._shuffle(scores, state.turn)
             open_ = masked & self.masked(state.tokens)
             at, taken = best_positions(scores, open_, count - number, 1)
-            if choice is None:
+            if plan.clip:
+                tokens, path = self._draw_clipped(here, view, at, state, path)
+            elif choice is None:
                 tokens = self._draw(here, at, state.turn)
             else:
                 tokens = jnp.take_along_axis(choice, at, axis=1)
@@ -424,10 +455,26 @@ class _Run:
                 lambda: self._refine(state.tokens, hidden, number),
                 lambda: hidden,
             )
-            return number + 1, state, hidden
+            return number + 1, state, hidden, path
 
-        carry = (jnp.int32(0), state, view.hidden)
+        carry = (jnp.int32(0), state, view.hidden, jnp.zeros(state.turn.shape))
         return jax.lax.while_loop(goes_on, draw, carry)[1]
+
+    def _draw_clipped(
+        self, here: View, first: View, at: Array, state: State, path: Array
+    ) -> tuple[Array, Array]:
+        """Tokens `[batch, 1]` within what the marginals allow, and the new path."""
+        first = self._bias(first, state.step, jnp.bool_(False))
+        now, before = (
+            jax.nn.log_softmax(view_logits(view._replace(
+                hidden=jnp.take_along_axis(view.hidden, at[..., None], axis=1)
+            )))
+            for view in (here, first)
+        )  # fmt: skip
+        held = clip_conditional(now, before, path[:, None])
+        tokens = self._pick_whole(held, self.keys, at)
+        chance = jnp.take_along_axis(before, tokens[..., None], axis=2)[:, 0, 0]
+        return tokens, path + chance
 
     def _refine(self, tokens: Array, hidden: Array, number: Array) -> Array:
         layer: Any = self.plan.layer
@@ -435,6 +482,26 @@ class _Run:
             self.layer_params, self.params, tokens, hidden, self.valid, number
         )
         return new.astype(hidden.dtype)
+
+    def _agreed(
+        self, state: State, view: View, masked: Array
+    ) -> tuple[Array, Array, Array]:
+        """Draws for all masks, left ones first, and how many a causal model shares."""
+        causal: Any = self.plan.causal
+        every = jnp.arange(masked.shape[1], dtype=jnp.int32)[None]
+        every = jnp.broadcast_to(every, masked.shape)
+        own = jax.nn.log_softmax(view_logits(view))
+        choice = self._pick_whole(own, self.keys, every)
+        fill = jnp.where(masked, choice, state.tokens)
+        told = jax.nn.log_softmax(causal(fill).astype(jnp.float32))
+        share = self.knobs.bound
+        mixed = jnp.where(own < _FORBIDDEN / 2, own, share * own + (1.0 - share) * told)
+        same = choice == self._pick_whole(mixed, self.keys, every)
+        first = masked & (jnp.cumsum(masked, axis=1) == 1)
+        run = jnp.cumprod(same | first | ~masked, axis=1, dtype=jnp.int32)
+        count = jnp.sum(run * masked, axis=1, dtype=jnp.int32)
+        count = jnp.minimum(count, self.plan.pace.tokens)
+        return -every.astype(jnp.float32), choice, count
 
     def _origin(self, state: State, masked: Array, index: Array) -> tuple[Array, Array]:
         """Each position for itself: those whose noise is below the step's share."""

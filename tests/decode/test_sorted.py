@@ -1,5 +1,6 @@
 """Drafts of a sorted model: as if there were no cache, whatever was rejected."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -322,17 +323,75 @@ def test_one_draft_serves_every_target():
     assert bare[0] == bare[1]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_draft_like_its_target_is_always_right(temperature):
+PENALTIES = {
+    "repetition_penalty": 1.6,
+    "presence_penalty": 0.4,
+    "frequency_penalty": 0.3,
+}
+
+
+@pytest.mark.parametrize("temperature, penalties", [
+    (0.0, {}), (1.0, {}), (0.0, PENALTIES), (1.0, PENALTIES),
+])  # fmt: skip
+def test_a_draft_like_its_target_is_always_right(temperature, penalties):
     """The target itself, never leaving early: every draft is kept."""
-    drafter = sorted_chain(
-        nested_model(), EXITS, (2, 2, 0), chain=lengths(4, grow=0, shrink=0, most=4)
-    )
+    chain = lengths(4, grow=0, shrink=0, most=4)
+    drafter = sorted_chain(nested_model(), EXITS, (2, 2, 0), chain=chain, **penalties)
     out = generate(
         nested_model(), [1, 2, 3], max_new_tokens=20, temperature=temperature,
-        drafter=drafter,
+        drafter=drafter, **penalties,
     )  # fmt: skip
     assert out.stats.calls == 4 and out.stats.tokens_per_call == 5
+
+
+@pytest.mark.medium
+def test_a_tree_drafts_as_its_target_after_penalties():
+    """A single path of the target's own best tokens is kept whole."""
+    tree = sorted_tree(
+        nested_model(), EXITS, (2, 2, 0), size=dynamic(1, 3, 5), **PENALTIES
+    )
+    out = generate(
+        nested_model(), [1, 2, 3], max_new_tokens=20, drafter=tree, **PENALTIES
+    )
+    assert out.stats.calls == 4
+
+
+@pytest.mark.medium
+def test_an_exit_is_as_sure_as_what_it_says_after_penalties():
+    """Of what was prompted, emitted and drafted; before the temperature."""
+    drafter, model = chain_of(**PENALTIES), near()
+    repetition, presence, frequency = PENALTIES.values()
+    weight, moved, exits = np.asarray(model.unembedding()[0]), 0, np.zeros(3, int)
+    states = states_of(nested_model(), PROMPTS, drafter, max_new_tokens=8)
+    for state in states[:-1]:
+        proposal, drawn = proposal_of(drafter, state)
+        left = np.asarray(drawn.left - state.drafter.left)
+        for row, context, drafts in rows_of(state, proposal):
+            whole = [*context, *drafts]
+            ids = np.zeros((1, 64), np.int32)
+            ids[0, : len(whole)] = whole
+            hidden = [np.asarray(h)[0] for h in HIDDEN(model, jnp.asarray(ids), EXITS)]
+            counts = np.zeros(3, int)
+            for at, token in enumerate(drafts):
+                end = len(context) + at
+                seen = np.bincount(whole[:end], minlength=96)
+                raw = np.stack([h[end - 1] @ weight.T for h in hidden])
+                told = np.where(raw > 0, raw / repetition, raw * repetition)
+                told = np.where(seen > 0, told - presence - frequency * seen, raw)
+                sure, bare = (
+                    np.asarray(jax.nn.softmax(jnp.asarray(x))).max(-1)
+                    for x in (told, raw)
+                )
+                exit, other = (
+                    next((i for i in (0, 1) if s[i] > BOUNDS[i]), 2)
+                    for s in (sure, bare)
+                )
+                assert token == told[exit].argmax()
+                counts[exit] += 1
+                moved += exit != other
+            np.testing.assert_array_equal(left[row], counts)
+            exits += counts
+    assert moved > 0 and all(exits > 0)
 
 
 @pytest.mark.medium
@@ -516,10 +575,37 @@ def grown(model, context, bounds, level):
     return tokens, [-1, *(paths.index(path[:-1]) for path in paths[1:])], counts
 
 
-def test_an_official_tree_starts_deep(golden):
+def test_an_official_tree_starts_deep():
     tree = sorted_tree(near(), EXITS, (0, 0, 0), size=SIZE, compat="official")
     out = generate(nested_model(), [1, 2], max_new_tokens=8, drafter=tree)
     assert np.asarray(out.drafter_state.left)[0, 2] == 1
+
+
+@pytest.mark.medium
+def test_no_token_and_no_length_stops_a_draft():
+    """The official drafters end at the pad id, 1960 tokens and 512 steps."""
+    target, other = (
+        model.replace(config=dataclasses.replace(model.config, max_positions=2048))
+        for model in (tiny_model(), tiny_model(seed=1))
+    )
+    size = dynamic(1, 1, 2)
+    tree = sorted_tree(other, (1, 2), (2, 0), size=size)
+    prompt = [0] + [7, 0, 3] * 480
+    out = generate(target, prompt, max_new_tokens=530, drafter=tree, stop_ids=())
+    assert out.stats.calls > 512 and len(prompt) + len(out.tokens) > 1960
+    levels = np.asarray(out.drafter_state.left).sum()
+    assert levels == size.max_depth * out.stats.calls
+    for drafter in (chain_of(), sorted_tree(near(), EXITS, BOUNDS, size=SIZE)):
+        state = states_of(nested_model(), PROMPTS, drafter, max_new_tokens=2)[0]
+        tokens = state.tokens
+        ids = np.array(tokens.ids)
+        ids[np.arange(3), np.asarray(tokens.count) - 1] = 0
+        padded = state.replace(tokens=tokens.replace(ids=ids))
+        proposal, _ = proposal_of(drafter, padded)
+        assert np.asarray(proposal.tokens)[:, 0].tolist() == [0, 0, 0]
+        np.testing.assert_array_equal(
+            proposal.valid, proposal_of(drafter, state)[0].valid
+        )
 
 
 # Turns, rows, devices, numbers ------------------------
@@ -576,6 +662,10 @@ def test_bad_input_is_refused():
             sorted_chain(model, EXITS, bounds)
     with pytest.raises(ArgumentError, match="cut: got 1.5"):
         chain_of(cut=1.5)
+    with pytest.raises(ArgumentError, match="repetition_penalty: got 0.0"):
+        chain_of(repetition_penalty=0.0)
+    with pytest.raises(ArgumentError, match="frequency_penalty: got inf"):
+        chain_of(frequency_penalty=float("inf"))
     for bad, message in (
         ({"start": 9}, "start: got 9, expected 1 to most=8"),
         ({"most": 0}, "most: got 0"),

@@ -100,3 +100,40 @@ def table_denoiser(seq=3, vocab=3, seed=0):
         return jnp.eye(vocab + 1), None
 
     return Denoiser(hidden, embed, unembed, vocab + 1, vocab)
+
+
+@functools.cache
+def constant_denoiser(*logits, seq=4):
+    """A model that says the same everywhere; MASK is the last id."""
+    model = table_denoiser(seq=seq, vocab=len(logits))
+    row = jnp.asarray([*logits, 0.0], jnp.float32)
+
+    def hidden(params, tokens, valid):
+        del params, valid
+        return jnp.broadcast_to(row, (*tokens.shape, len(row)))
+
+    return model._replace(hidden=hidden)
+
+
+def replayed(model, row, reveal, say=None):
+    """States of greedy filling by plain arithmetic: what `reveal` names, step by step.
+
+    `reveal(probs[seq, vocab], masked[seq])` gives positions; `say(state, step)` logits
+    without MASK, by default the model's own.
+    """
+    state, states = np.array(row), []
+    while (state == model.mask_id).any():
+        logits = said_of(model, state) if say is None else say(state, len(states))
+        probs = np.exp(logits - logits.max(-1, keepdims=True))
+        probs /= probs.sum(-1, keepdims=True)
+        at = reveal(probs, state == model.mask_id)
+        state = state.copy()
+        state[at] = logits[at].argmax(-1)
+        states.append(state)
+    return np.stack(states)
+
+
+def said_of(model, state):
+    """Logits `[seq, vocab]` without MASK, float64."""
+    hidden = model.hidden(None, jnp.asarray(state)[None], None)[0]
+    return np.asarray(hidden, np.float64)[:, : model.mask_id]

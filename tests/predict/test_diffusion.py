@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from jtok.errors import ArgumentError, ArgumentTypeError
 from jtok.ops.sharding import mesh_from
 from jtok.predict import (
+    JointLayer,
+    adaptive_pace,
     align,
+    clip_conditional,
     denoiser,
     denoiser_of,
     dream_pace,
@@ -33,7 +36,16 @@ from jtok.predict import (
 from jtok.predict.diffusion import _compiled
 from jtok.predict.unmask import Knobs, Plan, fill
 from jtok.testing import assert_close, tiny_config, tiny_model
-from tests.predict.masked_models import BOS, MASK, PAD, base_model, table_denoiser
+from tests.predict.masked_models import (
+    BOS,
+    MASK,
+    PAD,
+    base_model,
+    constant_denoiser,
+    replayed,
+    said_of,
+    table_denoiser,
+)
 
 ROWS = np.array(
     [[1, 5, MASK, MASK, 7, MASK, MASK, MASK, MASK, 9],
@@ -287,16 +299,177 @@ def test_blocks_are_filled_from_left_to_right():
                 assert first.max() < then.min()
 
 
-def test_a_threshold_reveals_what_is_sure_and_at_least_one():
+# Every row of four with something given and something masked, or a part of them.
+STARTS = np.array([r for r in itertools.product((0, 1, 3), repeat=4) if 3 in r])
+
+
+def check_replay(model, out, rows, reveal, say=None):
+    """That a greedy run went as plain arithmetic does."""
+    counts = set()
+    for at, row in enumerate(rows):
+        states = replayed(model, row, reveal, say)
+        assert int(out.forwards[at]) == len(states)
+        np.testing.assert_array_equal(out.history[: len(states), at], states)
+        counts.add(len(states))
+    assert len(counts) > 1
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.6, 1.0])
+def test_a_threshold_reveals_what_is_sure_and_at_least_one(bound):
     model = table_denoiser(seq=4)
-    rows = np.full((32, 4), 3, np.int32)
-    how = {"order": "confidence", "temperature": 1.0}
-    none = sample_masked(model, rows, pace=threshold_pace(1.0), **how)
-    assert set(none.forwards.tolist()) == {4}
-    every = sample_masked(model, rows, pace=threshold_pace(0.0), **how)
-    assert set(every.forwards.tolist()) == {1}
-    some = sample_masked(model, rows, pace=threshold_pace(0.6), history=True, **how)
-    assert 1 < np.mean(some.forwards) < 4
+
+    def reveal(probs, masked):
+        sure = np.where(masked, probs.max(-1), -1)
+        above = np.flatnonzero(sure > bound)
+        return above if len(above) else [sure.argmax()]
+
+    out = sample_masked(model, STARTS, pace=threshold_pace(bound), order="confidence",
+                        history=True)  # fmt: skip
+    if bound in (0.0, 1.0):  # all at once, or one by one
+        masks = (STARTS == 3).sum(1)
+        assert out.forwards.tolist() == (masks if bound else masks * 0 + 1).tolist()
+    else:
+        check_replay(model, out, STARTS, reveal)
+
+
+def test_what_is_just_as_sure_as_the_threshold_waits():
+    rows = np.full((1, 4), 2, np.int32)
+    how = {"order": "confidence", "pace": threshold_pace(0.5)}
+    out = sample_masked(constant_denoiser(0.0, 0.0), rows, **how)
+    assert out.forwards.tolist() == [4]
+    out = sample_masked(constant_denoiser(0.0, 0.1), rows, **how)
+    assert out.forwards.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "order", ["entropy", "margin", "confidence", "plain_confidence"]
+)
+@pytest.mark.parametrize("more", [{}, {"top_k": 3}], ids=["fused", "dense"])
+def test_ties_go_to_the_lower_position_and_the_lower_id(order, more):
+    """Also among draws of one forward, with and without a layer."""
+    model, rows = constant_denoiser(0.0, 1.0, 1.0), np.full((2, 4), 3, np.int32)
+    rows[1, 1] = 2
+    for layer in (None, oracle_layer(model)):
+        out = sample_masked(model, rows, order=order, pace=fixed_pace(2), layer=layer,
+                            layer_params=(), **more)  # fmt: skip
+        assert out.tokens.tolist() == [[1, 1, 1, 1], [1, 2, 1, 1]]
+        assert out.turn.tolist() == [[0, 1, 2, 3], [0, -1, 1, 2]]
+
+
+def test_the_penalty_of_an_end_shrinks_step_by_step():
+    """2 nats for EOS, less 3, 2.25, 1.5, 0.75 of them."""
+    model, rows = constant_denoiser(0.0, 2.0), np.full((1, 4), 2, np.int32)
+    out = sample_masked(model, rows, eos_id=1, eos_penalty=3.0)
+    assert out.turn.tolist() == [[0, 1, 2, 3]]
+    assert out.tokens.tolist() == [[0, 0, 1, 1]]
+    other = sample_masked(model, rows, eos_id=0, eos_penalty=3.0)
+    assert other.tokens.tolist() == [[1, 1, 1, 1]]
+
+
+def test_guidance_leads_away_from_what_is_said_of_masks_alone():
+    """Only what was given is hidden for that, not what was revealed since."""
+    model, scale = table_denoiser(seq=4), 1.5
+    reveal = lambda probs, masked: [
+        np.where(masked, (probs * np.log(probs)).sum(-1), -np.inf).argmax()
+    ]
+    out = sample_masked(model, STARTS, guidance=scale, history=True)
+    moved = 0
+    for at, row in enumerate(STARTS):
+
+        def say(state, step, row=row):
+            del step
+            blind = said_of(model, np.where(row == 3, state, 3))
+            return blind + (scale + 1) * (said_of(model, state) - blind)
+
+        states = replayed(model, row, reveal, say)
+        np.testing.assert_array_equal(out.history[: len(states), at], states)
+        moved += (states[-1] != replayed(model, row, reveal)[-1]).any()
+    assert moved > 5
+
+
+# ---- other strategies
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 99))
+def test_a_clipped_law_is_one_that_a_joint_law_may_have(seed):
+    rng = np.random.default_rng(seed)
+    first, law = rng.dirichlet(np.ones(4), size=2)
+    chance = rng.uniform(0.05, 1.0)
+    log = lambda x: jnp.log(jnp.asarray(x, jnp.float32))
+    got = np.exp(clip_conditional(log(law), log(first), log(chance)))
+    least = np.maximum((first - 1 + chance) / chance, 0)
+    held = np.clip(law, least, first / chance)
+    np.testing.assert_allclose(got, held / held.sum(), atol=1e-5)
+    sure = np.exp(clip_conditional(log(law), log(first), log(1.0)))
+    np.testing.assert_allclose(sure, first, atol=1e-5)  # after what was certain
+
+
+def test_clipping_holds_a_layer_within_the_marginals():
+    model, count = table_denoiser(seq=2), 8000
+    told = np.array([9.0, 0.0, 0.0])
+    layer = JointLayer(
+        lambda key: (),
+        lambda p, q, tokens, hidden, valid, i: jnp.broadcast_to(
+            jnp.asarray([*told, 0.0], jnp.float32), hidden.shape
+        ),
+    )
+    rows = np.full((count, 2), 3, np.int32)
+    out = sample_masked(model, rows, layer=layer, layer_params=(), clip=True,
+                        pace=fixed_pace(2), temperature=1.0)  # fmt: skip
+    softmax = lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    probs, told = softmax(said_of(model, rows[0])), softmax(told)
+    first = (probs * np.log(probs)).sum(-1).argmax()
+    assert set(np.asarray(out.turn).argmin(1)) == {first}
+    expected = np.zeros((3, 3))
+    for token, chance in enumerate(probs[first]):
+        other = probs[1 - first]
+        held = np.clip(told, (other - 1 + chance) / chance, other / chance)
+        expected[token] = chance * held / held.sum()
+    tokens = np.asarray(out.tokens)
+    found = np.zeros((3, 3))
+    np.add.at(found, (tokens[:, first], tokens[:, 1 - first]), 1 / count)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert expected[:, 1:].sum() > 0.1  # the layer alone says 0 nearly always
+
+
+def test_an_adaptive_pace_goes_as_far_as_a_causal_model_agrees():
+    model, other = table_denoiser(seq=4), table_denoiser(seq=4, seed=1)
+    causal = lambda tokens: other.hidden(None, tokens, None)
+    pace = adaptive_pace(3, mixture=0.3)
+
+    def reveal(probs, masked):
+        at = np.flatnonzero(masked)
+        fill = np.where(masked, probs.argmax(-1), state_of["row"])
+        mixed = 0.3 * np.log(probs) + 0.7 * said_of(other, fill)
+        same = (mixed.argmax(-1) == probs.argmax(-1))[at]
+        same[0] = True
+        return at[: min(3, int(np.cumprod(same).sum()))]
+
+    state_of = {}
+
+    def say(state, step):
+        del step
+        state_of["row"] = state
+        return said_of(model, state)
+
+    out = sample_masked(model, STARTS, pace=pace, causal=causal, history=True)
+    check_replay(model, out, STARTS, reveal, say)
+
+
+def test_an_adaptive_pace_draws_from_the_marginals_with_shared_noise():
+    """Of one mind the two models have all draws in common, with any noise."""
+    model, rows = table_denoiser(seq=4), np.full((64, 4), 3, np.int32)
+    causal = lambda tokens: jnp.zeros((*tokens.shape, 4))
+    how = {"temperature": 0.8}
+    drawn = sample_masked(model, rows, pace=adaptive_pace(4, mixture=1.0),
+                          causal=causal, **how)  # fmt: skip
+    plain = sample_masked(model, rows, pace=fixed_pace(4), **how)
+    assert set(drawn.forwards.tolist()) == {1}
+    np.testing.assert_array_equal(drawn.tokens, plain.tokens)
+    apart = sample_masked(model, rows, pace=adaptive_pace(4, mixture=0.0),
+                          causal=causal, **how)  # fmt: skip
+    assert np.mean(apart.forwards) > 1.5
 
 
 def test_origin_reveals_each_position_for_itself():
@@ -322,18 +495,13 @@ def test_temperature_of_the_order_is_a_law_over_positions():
     np.testing.assert_allclose(first, jax.nn.softmax(scores / 0.2), atol=0.03)
 
 
-def test_forbidden_tokens_are_not_written_and_guidance_is_felt():
+def test_forbidden_tokens_are_not_written():
     free = np.asarray(sample_masked(base_model(), ROWS).tokens)
     common = int(np.bincount(free[ROWS == MASK]).argmax())
     for how in ({}, random_layer()):
         out = sample_masked(base_model(), ROWS, forbid=(common, BOS),
                             pace=fixed_pace(3), temperature=1.0, **how)  # fmt: skip
         assert not (np.asarray(out.tokens)[ROWS == MASK] == common).any()
-    guided = sample_masked(base_model(), ROWS, guidance=3.0, temperature=1.0)
-    plain = sample_masked(base_model(), ROWS, temperature=1.0)
-    assert (np.asarray(guided.tokens) != np.asarray(plain.tokens)).any()
-    late = sample_masked(base_model(), ROWS, eos_id=common, eos_penalty=1e4)
-    assert (np.asarray(late.tokens)[ROWS == MASK] == common).sum() == 0
 
 
 def test_of_two_fills_the_better_one_is_kept():
@@ -447,6 +615,14 @@ def test_no_logits_of_all_positions_are_written():
     (lambda: sample_masked(base_model(), ROWS + 1), "tokens: got"),
     (lambda: sample_masked(base_model(), ROWS, pace=threshold_pace()), "a threshold"),
     (lambda: sample_masked(base_model(), ROWS, order="origin"), "pace: got 'fixed'"),
+    (lambda: sample_masked(base_model(), ROWS, pace=adaptive_pace(2)), "causal: got"),
+    (lambda: sample_masked(base_model(), ROWS, causal=len), "causal: got 'a function'"),
+    (lambda: sample_masked(base_model(), ROWS, pace=adaptive_pace(2), causal=len,
+                           **random_layer()), "causal: got 'a function', expected nei"),
+    (lambda: sample_masked(base_model(), ROWS, clip=True), "clip: got True"),
+    (lambda: adaptive_pace(0), "most: got 0"),
+    (lambda: adaptive_pace(2, mixture=1.5), "mixture: got 1.5"),
+    (lambda: reveal_counts(3, adaptive_pace(2)), "pace: got 'adaptive'"),
     (lambda: sample_masked(base_model(), ROWS, energy=len, order="confidence"), "ener"),
     (lambda: sample_masked(tiny_model(), ROWS), "a causal model"),
     (lambda: exact_joint(base_model(), ROWS[0], order="origin"), "order: got 'origin'"),

@@ -97,9 +97,37 @@ def test_exactly_so_many_are_masked(count, seed):
     assert not (made.masked & ~maskable).any()
 
 
-def test_cropping_and_trailing_ends():
-    kept = crop_length(jax.random.key(1), 3, 9, share=1.0)
-    assert (kept == kept[:1]).all() and 1 <= kept[0].sum() <= 9
+def test_cropping_is_of_a_share_of_batches_to_any_length():
+    keys = jax.random.split(jax.random.key(1), 4000)
+    crop = lambda share: jax.vmap(lambda k: crop_length(k, 2, 4, share=share))(keys)
+    kept = np.asarray(crop(1.0))
+    assert (kept[:, 0] == kept[:, 1]).all()
+    assert (np.diff(kept[:, 0].astype(int)) <= 0).all()  # what is cut is the end
+    lengths = np.bincount(kept[:, 0].sum(1), minlength=5) / 4000
+    np.testing.assert_allclose(lengths, [0, 0.25, 0.25, 0.25, 0.25], atol=0.03)
+    some = np.bincount(np.asarray(crop(0.4))[:, 0].sum(1), minlength=5) / 4000
+    np.testing.assert_allclose(some, [0, 0.1, 0.1, 0.1, 0.7], atol=0.03)
+
+
+def test_a_cropped_batch_is_one_of_shorter_rows():
+    """Nearly surely all is masked, so the rest of a row is not seen either."""
+    model = base_model(shift=False)
+    cut = lambda key: crop_length(jax.random.split(key, 3)[2], 4, 10, share=1.0)
+    some = map(jax.random.key, range(99))
+    key, length = next((k, n) for k in some if 1 < (n := int(cut(k)[0].sum())) < 10)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(2, 27, (4, 10)), jnp.int32)
+    run = lambda crop: jax.jit(
+        lambda params, ids: diffusion_loss(model, eps=1 - 1e-6, crop=crop)(
+            params, None, None, {"tokens": ids}, key
+        )
+    )
+    loss, (metrics, _) = run(1.0)(model.params, tokens)
+    short, _ = run(0.0)(model.params, tokens[:, :length])
+    assert int(metrics["tokens"]) == 4 * length
+    assert_close(loss, short, rtol=1e-5)
+
+
+def test_trailing_ends():
     masked = jnp.array([[True, False, True, False]] * 3)
     tokens = jnp.array([[5, 0, 0, 0], [0, 0, 0, 0], [0, 5, 0, 5]])
     got = share_trailing(masked, tokens, eos_id=0)
