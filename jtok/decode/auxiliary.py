@@ -237,7 +237,7 @@ def _read(
                 for some, more in zip(old, pairs, strict=True)
             )
         )
-        made = head_norm(heads, params["norm"], made)
+        made = head_norm(heads, params["norm"], made, kind.head_input)
         ahead.append(jnp.take_along_axis(made, newest, axis=1))
     fresh = jnp.concatenate(ahead, axis=1)
     moved = (count > 0)[:, None, None]

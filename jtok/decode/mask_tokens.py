@@ -71,7 +71,8 @@ def mtp(
     Args:
       model: what `jtok.predict.with_masks` made; or, of another target, a `DraftHead`
         as `jtok.predict.mask_head` makes it, with its `params`. The target then runs
-        ids from the vocabulary's size on as mask tokens.
+        ids from the vocabulary's size on as mask tokens; a `Model` with fewer masks
+        than the head has steps takes its last one for those that it lacks.
       sampler: of `jtok.predict.mask_init`, trained; None reads each draft out of its
         mask alone.
       k: drafts of a chain, at most the masks there are; None takes all, 0 is plain

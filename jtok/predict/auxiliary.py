@@ -57,11 +57,13 @@ class HeadsConfig:
       head_input: what heads read: "pre_last" (what the last layer reads) or
         "final_norm" (what the unembedding reads).
       tuning_input: the same while the model is fine-tuned with them; None as before.
-      head_norm: what a head makes goes through the model's final norm.
+      head_norm: what a head makes goes through the model's final norm; not what a
+        linear head adds to that norm's own output, which is normed already.
       layer: the layer whose kind (window, experts) and, where heads start as copies,
         weights the blocks have; negative ones count from the end.
       separate_unembedding: each head has an unembedding of its own.
-      compat: "official" lets heads count positions from 0 and see padding.
+      compat: "official" lets heads count positions from 0 and see padding and other
+        documents of a row.
     """
 
     num_auxiliary: int = 4
@@ -334,18 +336,20 @@ def run_head(
     return x, tuple(pairs)
 
 
-def head_norm(heads: AuxiliaryHeads, norm: PyTree, x: Array) -> Array:
+def head_norm(heads: AuxiliaryHeads, norm: PyTree, x: Array, head_input: str) -> Array:
     """What the unembedding reads of what a head made.
 
     Args:
       heads: what kind of heads.
       norm: parameters of the model's final norm.
       x: `[..., dim]` from `run_head`.
+      head_input: what the head read.
 
     Returns:
       `[..., dim]`.
     """
-    if not heads.config.head_norm:
+    is_normed = heads.config.arch == "linear" and head_input == "final_norm"
+    if is_normed or not heads.config.head_norm:
         return x
     made: Any = nn.Norm(heads.base).apply({"params": norm}, x)
     return made
@@ -438,14 +442,15 @@ def auxiliary_hidden(
       (4, 1, 3, 32)
     """
     check_heads(heads, model)
-    _, x = base_states(model, ids, resolved_input(heads, head_input), positions, mask)
+    read = resolved_input(heads, head_input)
+    _, x = base_states(model, ids, read, positions, mask)
     positions, mask = head_places(heads, ids, positions, mask)
     attend = whole_attend(heads, positions, mask)
     attends = (attend,) * heads.config.depth
 
     def one(_: None, head: PyTree) -> tuple[None, Array]:
         made = run_head(head, heads, x, positions, attends)[0]
-        return None, head_norm(heads, model.params["final_norm"], made)
+        return None, head_norm(heads, model.params["final_norm"], made, read)
 
     return jax.lax.scan(one, None, heads.params)[1]
 

@@ -30,6 +30,7 @@ from jtok.predict.auxiliary import (
     run_head,
     whole_attend,
 )
+from jtok.predict.masks import within_documents
 from jtok.predict.targets import (
     IGNORE,
     SCHEDULES,
@@ -95,9 +96,10 @@ def auxiliary_losses(
       ids: `[batch, seq]` int32.
       labels: `[batch, seq]` int32, `IGNORE` where a token is no target.
       positions: `[batch, seq]` int32; None counts from 0.
-      mask: as the model takes it; heads see what it sees.
+      mask: as the model takes it; heads see what it sees, and nothing is asked at
+        tokens that a `[batch, seq]` one says are not real.
       segments: `[batch, seq]` int32 of packed documents: no label of another one
-        counts, and documents do not see one another (where `mask` is None).
+        counts, and documents do not see one another.
       head_input: what heads read; None takes `heads.config.head_input`.
       chunk: tokens a piece of the cross-entropy; None leaves that to the operation.
 
@@ -125,11 +127,13 @@ def auxiliary_losses(
         check_heads(heads, model)
         extra = heads.config.num_auxiliary
         head_input = resolved_input(heads, head_input)  # type: ignore[assignment]
-    if segments is not None and mask is None:
-        mask = jnp.tril(segments[:, :, None] == segments[:, None, :])
-    wanted = head_input if extra else "final_norm"
-    hidden, x = base_states(model, ids, str(wanted), positions, mask)
+    real = mask.astype(bool) if mask is not None and mask.ndim == 2 else None
+    mask = within_documents(mask, segments)
+    wanted = str(head_input if extra else "final_norm")
+    hidden, x = base_states(model, ids, wanted, positions, mask)
     targets, valid = future_labels(labels, extra + 1, segments=segments)
+    if real is not None:
+        valid = valid & real[..., None]
     shared = model.unembedding()
     cap = model.config.final_softcap
     options: dict[str, Any] = {"softcap": cap, "chunk": chunk}
@@ -141,7 +145,8 @@ def auxiliary_losses(
     if heads is not None and extra:
         of_heads = _head_sums(
             model, heads, x, targets, valid,
-            places=head_places(heads, ids, positions, mask), options=options,
+            places=head_places(heads, ids, positions, mask), head_input=wanted,
+            options=options,
         )  # fmt: skip
         sums = jnp.concatenate([sums, of_heads])
     return AuxiliaryLosses(sums, jnp.sum(valid, axis=(0, 1), dtype=jnp.int32))
@@ -155,6 +160,7 @@ def _head_sums(
     valid: Array,
     *,
     places: tuple[Array, Any],
+    head_input: str,
     options: dict[str, Any],
 ) -> Array:
     """`[num_auxiliary]` sums of nats; the backward pass computes a head again."""
@@ -168,8 +174,8 @@ def _head_sums(
         made = run_head(head, heads, x, positions, attends)[0]
         weight, bias = head_unembedding(head, shared)
         nats = cross_entropy(
-            head_norm(heads, norm, made), weight, wanted, mask=counts, bias=bias,
-            **options,
+            head_norm(heads, norm, made, head_input), weight, wanted, mask=counts,
+            bias=bias, **options,
         )  # fmt: skip
         return None, jnp.sum(nats)
 
@@ -227,7 +233,7 @@ def count_targets(
       predictions: 1 + the number of heads.
       accumulate: micro-batches that `fit` will make of the batch.
       segments: as for `auxiliary_losses`.
-      mask: `[batch, seq]`, False for tokens that are no target.
+      mask: `[batch, seq]`, False for tokens that are neither asked nor a target.
 
     Returns:
       A float32 scalar for each distance: targets of the whole batch, a micro-batch.
@@ -237,13 +243,13 @@ def count_targets(
       [2.0, 1.0]
     """
     labels = np.asarray(labels)
-    if mask is not None:
-        labels = np.where(np.asarray(mask, bool), labels, IGNORE)
+    real = np.ones(labels.shape, bool) if mask is None else np.asarray(mask, bool)
+    labels = np.where(real, labels, IGNORE)
     check(predictions >= 1, "predictions", predictions, "at least 1")
     check(accumulate >= 1, "accumulate", accumulate, "at least 1")
     found = []
     for distance in range(1, predictions + 1):
-        counts = labels[:, distance:] >= 0
+        counts = (labels[:, distance:] >= 0) & real[:, :-distance]
         if segments is not None:
             part = np.asarray(segments)
             counts = counts & (part[:, distance:] == part[:, :-distance])
@@ -380,8 +386,7 @@ def _read_batch(batch: Any) -> tuple[Array, Array, dict[str, Any]]:
         good = real.shape == ids.shape == labels.shape
         check(good, "mask", f"shape {real.shape}", f"{ids.shape}, as the tokens")
         labels = jnp.where(real, labels, IGNORE)
-        if "segments" not in options:
-            options["mask"] = real
+        options["mask"] = real
     return ids, labels, options
 
 

@@ -237,8 +237,9 @@ def _plan(heads: AuxiliaryHeads, head: PyTree, index: int) -> tuple[Any, ...]:
 
 def _guessed(named: Mapping[str, Any], where: str) -> HeadsConfig:
     """The official code's choices for so many heads, blocks and kinds of them."""
-    matches = [re.match(r"(\d+)\.layers\.(\d+)\.(linear\.)?", name) for name in named]
-    found = [match for match in matches if match]
+    # Nine digits: longer ones are no counts, and Python refuses to read very long ones.
+    form = re.compile(r"([0-9]{1,9})\.layers\.([0-9]{1,9})\.(linear\.)?")
+    found = [match for name in named if (match := form.match(name))]
     if not found:
         shown = ", ".join(sorted(named)[:3]) or "nothing"
         raise CheckpointError(

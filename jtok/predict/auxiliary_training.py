@@ -58,7 +58,8 @@ class FineTuned(NamedTuple):
 
     Attributes:
       model: the model, adapters merged.
-      heads: the heads, or None where there were none.
+      heads: the heads, or None where there were none; their configuration's
+        `head_input` is what they were last trained to read.
       adapters: `{"base", "heads"}` as they were trained, or None.
       fit: the result of `jtok.train.fit`.
     """
@@ -282,6 +283,7 @@ def concept_tune(
     weight: float = 0.01,
     schedule: str = "rsine",
     ratio: float = 1.0,
+    until: int | None = None,
     learning_rate: float | None = None,
     warmup: int | None = None,
     rank: int = 8,
@@ -304,6 +306,9 @@ def concept_tune(
       weight: beta, of all heads.
       schedule: of the weight over the run, gamma; one of `SCHEDULES`.
       ratio: of "sine_r".
+      until: updates after which to stop, None for all; schedules are those of `steps`.
+        With a `folder` a later call goes on from there, so that a caller may look at
+        the model after each epoch (see `out_of_patience`).
       learning_rate: highest rate of AdamW, which falls as a cosine; None takes 1e-5 for
         adapters and 5e-6 else.
       warmup: updates of the rise; None takes 50, or a tenth of the steps.
@@ -335,6 +340,8 @@ def concept_tune(
     """
     check(mode != "heads", "mode", mode, "another one: pretrain_heads trains heads")
     check(0 <= dropout < 1, "dropout", dropout, "in [0, 1)")
+    last = steps if until is None else until
+    check(1 <= last <= steps, "until", until, f"None or 1 to {steps}")
     key, own = jax.random.split(key)
     parts = tuning_parts(
         model, heads, mode, rank=rank, scale=scale, key=own,
@@ -354,7 +361,7 @@ def concept_tune(
     if rate is None:
         rate = 1e-5 if adapted else 5e-6
     result = train.fit(
-        loss_fn, parts.trainable, frozen=parts.frozen, data=data, steps=steps, key=key,
+        loss_fn, parts.trainable, frozen=parts.frozen, data=data, steps=last, key=key,
         state=_start(), optimizer=_optimizer(rate, steps, warmup, 50),
         accumulate=accumulate, **options,
     )  # fmt: skip
@@ -362,8 +369,10 @@ def concept_tune(
     base = made["base"]
     if isinstance(model.params["layers"], tuple):
         base = split_layers(base)
-    if heads is not None:  # what they were last trained to read
-        read: Any = input_
+    if heads is not None:
+        read: Any = heads.config.head_input
+        if mode in ("both", "adapters") and weight > 0:  # what they last learnt to read
+            read = input_
         config = dataclasses.replace(heads.config, head_input=read)
         heads = dataclasses.replace(heads, params=made["heads"], config=config)
     return FineTuned(

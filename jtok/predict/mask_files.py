@@ -151,5 +151,6 @@ def _sampler_shapes(width: int) -> PyTree:
 
 
 def _shapes(count: int, width: int) -> dict[str, tuple[int, ...]]:
-    fake = {"masks": np.zeros((count, width)), "sampler": _sampler_shapes(width)}
+    masks = jax.ShapeDtypeStruct((count, width), np.float32)  # no memory: any count
+    fake = {"masks": masks, "sampler": _sampler_shapes(width)}
     return {name: tuple(x.shape) for name, x in _named(fake).items()}

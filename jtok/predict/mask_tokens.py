@@ -20,12 +20,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jtok.errors import ArgumentTypeError, check
+from jtok.errors import ArgumentTypeError, VocabMismatchError, check
 from jtok.models import Model, Taps
 from jtok.models.model import Mixer, decoder_forward, unembedding
 from jtok.ops.unembed import cross_entropy
 from jtok.predict.adapters import attach, decoder_config, lora_init
-from jtok.predict.masks import Packed, block_attention, choose_blocks, pack_blocks
+from jtok.predict.masks import (
+    Packed,
+    block_attention,
+    choose_blocks,
+    known_targets,
+    pack_blocks,
+    within_documents,
+)
 from jtok.predict.sampler import sampler_hidden, sampler_init
 from jtok.predict.targets import safe_mean
 
@@ -160,6 +167,7 @@ def block_latents(
 
     Raises:
       ArgumentError: another order of slots, more masks than there are, or as `attach`.
+      VocabMismatchError: slots for a vocabulary of another size.
 
     Source: arXiv 2507.11851, section 3. Differs: two passes, see the module.
 
@@ -175,6 +183,9 @@ def block_latents(
     seq, k = packed.seq, packed.k
     check(seq > 0, "packed", "slots in another order", "what pack_blocks gives")
     check(k <= trained["masks"].shape[0], "packed", f"k={k}", "no more than the masks")
+    ids, expected = packed.vocab_size, f"{config.vocab_size}, as the model has"
+    good = ids == config.vocab_size
+    check(good, "packed", f"{ids} ids", expected, VocabMismatchError)
     adapted = attach(model.params, trained["adapters"], scale)
     places, seen = packed.positions[:, :seq], packed.valid[:, :seq]
     row = decoder_forward(
@@ -182,7 +193,7 @@ def block_latents(
         config,
         packed.ids[:, :seq],
         positions=places,
-        mask=_allow(seen, packed.segments),
+        mask=within_documents(seen, packed.segments),
         taps=Taps(("key", "value")),
         logits="none",
     )
@@ -200,7 +211,7 @@ def block_latents(
             segments=packed.segments, **options,
         )  # fmt: skip
 
-    which = jnp.clip(packed.ids[:, seq:] - config.vocab_size, 0, k - 1)
+    which = jnp.maximum(packed.offset[:, seq:] - 1, 0)  # where there is none: any
     blocks = decoder_forward(
         adapted,
         config,
@@ -210,14 +221,6 @@ def block_latents(
         mixer=Mixer(mix, (read["key"], read["value"])),
     )
     return hidden, blocks.hidden
-
-
-def _allow(seen: Array, segments: Array | None) -> Array:
-    """What a forward pass takes as its mask."""
-    if segments is None:
-        return seen
-    same = segments[:, :, None] == segments[:, None, :]
-    return jnp.tril(same & seen[:, None])
 
 
 # ---- losses
@@ -250,7 +253,8 @@ def latent_consistency(
 
     Every mask with a label is compared with the token at its place, which predicts
     the same label from more context and gets no gradient. First the mean over the masks
-    of a place, then over places that have any.
+    of a place, then over places that have any; masks of chosen blocks stand for those
+    of the others in the sums, not in the numbers that divide them.
 
     Args:
       anchors: `[batch, seq, dim]` latents of the tokens.
@@ -286,9 +290,9 @@ def latent_consistency(
     reduce = jnp.mean if reduction == "mean" else jnp.sum
     far = reduce(jnp.square(own - latents.astype(jnp.float32)), axis=-1)
     gather = jax.vmap(lambda index, x: jnp.zeros(seq).at[index].add(x))
-    sums = gather(at, jnp.where(counts, far, 0.0))
-    numbers = gather(at, counts.astype(jnp.float32))
-    return safe_mean(sums / jnp.maximum(numbers, 1.0), numbers > 0)
+    sums = gather(at, jnp.where(counts, far * packed.weight[:, seq:], 0.0))
+    numbers: Any = packed.targets
+    return safe_mean(sums / jnp.maximum(numbers, 1), numbers > 0)
 
 
 def mask_losses(
@@ -303,8 +307,10 @@ def mask_losses(
 ) -> MaskLosses:
     """The three losses of a packed batch.
 
-    Cross-entropies are means over all slots with a label, tokens and masks; blocks that
-    stand for others count for them. Logits are never written whole.
+    Cross-entropies are means over all slots with a label, tokens and masks. Where
+    blocks were chosen, sums of theirs stand for all, and the number that divides them
+    is that of all: over the draws each loss has the expectation of the whole. Logits
+    are never written whole.
 
     Args:
       model: a decoder without adapters.
@@ -334,34 +340,32 @@ def mask_losses(
     seq = packed.seq
     weight, bias = unembedding(model.params)
     softcap = model.config.final_softcap
-    own = packed.weight * (packed.labels >= 0)
+    of_tokens = jnp.sum(packed.labels[:, :seq] >= 0, dtype=jnp.float32)
+    of_all = of_tokens + jnp.sum(packed.targets, dtype=jnp.float32)
     # The tokens apart: what has no gradient costs none.
     spans = (slice(0, seq), slice(seq, None))
 
-    def nats(hidden: Array, span: slice) -> tuple[Array, Array]:
-        labels, some = packed.labels[:, span], own[:, span]
+    def nats(hidden: Array, span: slice) -> Array:
+        labels = packed.labels[:, span]
         losses = cross_entropy(
             hidden, weight, jnp.maximum(labels, 0), mask=labels >= 0, bias=bias,
             softcap=softcap, chunk=chunk,
         )  # fmt: skip
-        return jnp.sum(losses * some), jnp.sum(some)
+        return jnp.sum(losses * packed.weight[:, span])
 
     def corrected(hidden: Array, span: slice) -> Array:
         before = model.params["embed"]["tokens"][packed.prev_tokens[:, span]]
         return sampler_hidden(trained["sampler"], before, hidden)
 
-    def mean(sums: list[tuple[Array, Array]]) -> Array:
-        whole: Any = sum(x for x, _ in sums)
-        total: Any = sum(count for _, count in sums)
-        return whole / jnp.where(total > 0, total, 1.0)
-
     used = [(x, span) for x, span in zip(parts, spans) if x.shape[1]]
     base = [nats(x, span) for x, span in used]
+    sampler = [nats(corrected(x, span), span) for x, span in used]
+    mean = lambda sums, count: jnp.sum(jnp.stack(sums)) / jnp.maximum(count, 1.0)
     return MaskLosses(
-        base=mean(base),
-        sampler=mean([nats(corrected(x, span), span) for x, span in used]),
+        base=mean(base, of_all),
+        sampler=mean(sampler, of_all),
         consistency=latent_consistency(*parts, packed, reduction=reduction),
-        next_token=mean(base[:1]),
+        next_token=mean(base[:1], of_tokens),
     )
 
 
@@ -381,15 +385,15 @@ def mask_loss(
     Trainable is what `mask_init` makes, frozen are the model's own parameters. A batch
     is a dict with `tokens` `[batch, seq]` int32 and maybe `labels` (negative where a
     token is no target, such as those of a prompt), `mask` (True for real tokens),
-    `positions` and `segments`, all of that shape.
+    `positions` and `segments`, all of that shape. Under `jit` ids and positions that
+    the model lacks are left out, see `pack_blocks`.
 
     Args:
       model: a decoder; of its parameters none is kept.
       k: mask tokens of a block, at least 1.
-      num_blocks: blocks a row, drawn anew in each step, which bounds time and memory.
-        Sums of their cross-entropies, weighed, have the expectation of those of all
-        blocks; the means here divide them by how many targets were drawn, which is
-        near that, and the consistency is that of the drawn blocks. None takes all.
+      num_blocks: blocks a row, drawn anew in each step, which bounds time and memory;
+        losses and gradients have the expectation of those of all blocks. None takes
+        all.
       weights: of base, sampler and consistency; what weighs 0 has no gradient.
       scale: factor on the adapters' change.
       gated: see `block_latents`.
@@ -433,9 +437,10 @@ def mask_loss(
         given = {n: jnp.asarray(batch[n]) for n in names if n in batch}
         blocks = None
         if num_blocks is not None:
-            targets = given.get("labels", tokens)
-            if "mask" in given:
-                targets = jnp.where(given["mask"].astype(bool), targets, -1)
+            _, targets = known_targets(
+                tokens, config.vocab_size, labels=given.get("labels"),
+                mask=given.get("mask"),
+            )  # fmt: skip
             blocks = choose_blocks(
                 key, targets, num_blocks, segments=given.get("segments")
             )

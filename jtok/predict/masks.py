@@ -9,6 +9,7 @@ Source: arXiv 2507.11851, section 3 (several sub-prompts in one).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +52,11 @@ class Packed:
       valid: `[batch, slots]` bool.
       weight: `[batch, slots]` float32; blocks that were chosen count for the others.
       segments: `[batch, seq]` int32 of packed documents, or None.
+      targets: `[batch, seq]` int32 mask tokens with a label that stand at each token's
+        place, those of blocks that were not chosen too; None in another order.
       seq: tokens of a row, which come first; 0 where slots are in another order.
       k: mask tokens of a block.
+      vocab_size: number of ids.
     """
 
     ids: jax.Array
@@ -64,8 +68,10 @@ class Packed:
     valid: jax.Array
     weight: jax.Array
     segments: jax.Array | None = None
+    targets: jax.Array | None = None
     seq: int = struct.field(pytree_node=False, default=0)
     k: int = struct.field(pytree_node=False, default=0)
+    vocab_size: int = struct.field(pytree_node=False, default=0)
 
 
 def choose_blocks(
@@ -126,6 +132,10 @@ def pack_blocks(
     The token at index i predicts the label at i + 1, and the j-th mask token of its
     block the label at i + j + 1; both stand where the token right before it stands.
 
+    Under `jit`, where values are not known, what would be refused is left out: a token
+    that is no id counts as padding, a label that is no id as none, and slots at
+    positions that the model lacks are not valid.
+
     Args:
       tokens: `[batch, seq]` int32.
       k: mask tokens of a block, 0 or more (static).
@@ -144,8 +154,9 @@ def pack_blocks(
       `Packed` of `seq + blocks * k` slots.
 
     Raises:
-      ArgumentError: `k` negative, no tokens, a wrong shape, more positions than the
-        model has, or (where ids are known) a mask token among the tokens.
+      ArgumentError: `k` negative, no tokens, a wrong shape, or more positions than the
+        model has; where values are known also a mask token among the tokens, a label
+        that is no id, or a position that the model lacks.
 
     Source: arXiv 2507.11851, section 3. Differs: tokens come first, so that they run
     as an unchanged causal forward pass (`interleave` gives the paper's order).
@@ -166,16 +177,18 @@ def pack_blocks(
     ):  # fmt: skip
         good = given is None or given.shape == tokens.shape
         check(good, name, f"shape {getattr(given, 'shape', None)}", f"{tokens.shape}")
-    _check_ids(tokens, vocab_size)
+    _check_within("tokens", tokens, 0, vocab_size - 1)
+    if labels is not None:
+        _check_within("labels", labels, None, vocab_size - 1)
+    index = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), tokens.shape)
+    places = index if positions is None else positions
+    real, wanted = known_targets(tokens, vocab_size, labels=labels, mask=mask)
     if max_positions is not None:
         got = f"{seq} tokens and k={k}"
         check(seq + k <= max_positions, "tokens", got, f"{max_positions} positions")
-    real = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
-    wanted = tokens if labels is None else labels
-    wanted = jnp.where(real, wanted, IGNORE)
+        _check_within("positions", places, 0, max_positions - 1 - k)
+        real = real & (places >= 0) & (places < max_positions)
     ahead, there = future_labels(wanted, range(1, k + 2), segments=segments)
-    index = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), tokens.shape)
-    places = index if positions is None else positions
     plain = Packed(
         ids=tokens,
         positions=places,
@@ -196,22 +209,59 @@ def pack_blocks(
         every = jnp.sum(starts, axis=1, dtype=jnp.float32)
         some = jnp.sum(blocks >= 0, axis=1, dtype=jnp.float32)
         weight = every / jnp.maximum(some, 1.0)
+    every = starts[..., None] & there[..., 1:]
     behind = _blocks(tokens, k, vocab_size, plain, blocks, (ahead, there), weight)
+    if max_positions is not None:
+        within = behind.positions < max_positions
+        behind = dataclasses.replace(
+            behind,
+            valid=behind.valid & within,
+            labels=jnp.where(within, behind.labels, IGNORE),
+        )
+        reached = places[..., None] + jnp.arange(1, k + 1)[None, None] < max_positions
+        every = every & reached
     joined = jax.tree.map(_join, plain, behind)
-    return dataclasses.replace(joined, segments=segments, seq=seq, k=k)
+    return dataclasses.replace(
+        joined, segments=segments, targets=_by_place(every), seq=seq, k=k,
+        vocab_size=vocab_size,
+    )  # fmt: skip
+
+
+def known_targets(
+    tokens: Array, vocab_size: int, *, labels: Any = None, mask: Any = None
+) -> tuple[Array, Array]:
+    """Which tokens are real ids, and labels: `IGNORE` where a token is no target."""
+    good = lambda ids: (ids >= 0) & (ids < vocab_size)
+    real = good(tokens)
+    if mask is not None:
+        real = real & mask.astype(bool)
+    wanted = tokens if labels is None else labels
+    return real, jnp.where(real & good(wanted), wanted, IGNORE)
+
+
+def _by_place(every: Bool[Array, "batch seq k"]) -> Int[Array, "batch seq"]:
+    """How many of the slots behind the tokens stand at each token's place."""
+    seq, k = every.shape[1:]
+    moved = [
+        jnp.pad(every[:, : max(seq - j, 0), j - 1], ((0, 0), (min(j, seq), 0)))
+        for j in range(1, k + 1)
+    ]
+    return sum(moved, jnp.zeros(every.shape[:2], jnp.int32))
 
 
 def _join(left: Array, right: Array) -> Array:
     return jnp.concatenate([left, right.astype(left.dtype)], axis=1)
 
 
-def _check_ids(tokens: Array, vocab_size: int) -> None:
-    if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+def _check_within(name: str, values: Array, least: int | None, most: int) -> None:
+    """Refuses values out of a range, where they are known; None for no lower end."""
+    if isinstance(values, jax.core.Tracer) or not values.size:
         return
-    held = np.asarray(tokens)  # also where a closure brought it under `jit`
+    held = np.asarray(values)  # also where a closure brought it under `jit`
     low, high = int(held.min()), int(held.max())
-    got, expected = f"ids {low} to {high}", f"0 to {vocab_size - 1}"
-    check(low >= 0 and high < vocab_size, "tokens", got, expected)
+    good = high <= most and (least is None or low >= least)
+    expected = f"at most {most}" if least is None else f"{least} to {most}"
+    check(good, name, f"{low} to {high}", expected)
 
 
 def _blocks(
@@ -261,7 +311,7 @@ def interleave(packed: Packed, slots: int | None = None) -> Packed:
     width = packed.offset.max() + 1
     place = jnp.where(packed.valid, packed.block * width + packed.offset, 2**30)
     order = jnp.argsort(place, axis=1, stable=True)[:, :slots]
-    moved = dataclasses.replace(packed, segments=None, seq=0)
+    moved = dataclasses.replace(packed, segments=None, targets=None, seq=0)
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), moved)
 
 
@@ -296,6 +346,26 @@ def allow_blocks(
     own = same & (columns(offset) > 0) & (rows(offset) > 0)
     itself = jnp.eye(block.shape[1], dtype=bool)[None]
     return ((tokens | own) & rows(valid) & columns(valid)) | itself
+
+
+def within_documents(
+    mask: Bool[Array, "..."] | None, segments: Int[Array, "batch seq"] | None
+) -> Bool[Array, "..."] | None:
+    """What a model takes as its mask where rows hold several documents.
+
+    Args:
+      mask: `[batch, seq]` or `[batch, seq, seq]` as a model takes it, None for all.
+      segments: `[batch, seq]` int32 of packed documents, None for one a row.
+
+    Returns:
+      `mask` itself without segments, else `[batch, seq, seq]`, causal.
+    """
+    if segments is None:
+        return mask
+    allow = jnp.tril(segments[:, :, None] == segments[:, None, :])
+    if mask is None:
+        return allow
+    return allow & (mask[:, None, :] if mask.ndim == 2 else mask).astype(bool)
 
 
 def allow_prefix(

@@ -377,6 +377,10 @@ def test_bad_input_is_refused_by_name():
         mtp(lm, sampler, confidence=2.0)
     with pytest.raises(ArgumentError, match=r"confidence: got 0.5, expected None"):
         mtp(lm, sampler, confidence=0.5, draw="own")
+    for head in (mask_head(2), mask_head(2, softcap=3.0), mask_head(2, shortlist=2)):
+        # It does not tell of its cap or its shortlist.
+        with pytest.raises(ArgumentError, match=r"confidence: .* beside a DraftHead"):
+            mtp(head, params=counter(0)[1], confidence=0.5)
     with pytest.raises(ArgumentError, match=r"shortlist: got 0"):
         mtp(lm, sampler, shortlist=0)
     with pytest.raises(ArgumentError, match=r"model: got 'a model without extra rows'"):

@@ -91,22 +91,33 @@ def test_heads_start_saying_what_the_model_says(family):
         assert_close(one, model(IDS, logits="none").hidden, atol=2e-5)
 
 
+def shifted_loss(model, distance):
+    """What the model's own logits say of the tokens some places later."""
+    nats = jax.nn.log_softmax(model(IDS).logits[:, :-distance])
+    return -jnp.take_along_axis(nats, IDS[:, distance:, None], axis=-1).mean()
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_linear_heads_start_as_the_identity(stacked):
     model = MODEL
     if stacked:
         model = model.replace(params=stack_layers(model.params))
+    # Not one: what was normed already must not be normed again.
+    scale = {"scale": jnp.linspace(0.5, 3.0, 32)}
+    model = model.replace(params={**model.params, "final_norm": scale})
     heads = init_heads(model, KINDS["linear"])
     hidden = auxiliary_hidden(model, heads, IDS)
-    logits = logits_of(model, heads, auxiliary_hidden(model, heads, IDS))
-    # A norm of what was normed already scales it, unless the scales are one.
     assert hidden.shape == (3, 2, 9, 32)
-    plain = init_heads(
-        model, HeadsConfig(arch="linear", head_input="final_norm", head_norm=False)
-    )
-    for one in logits_of(model, plain, auxiliary_hidden(model, plain, IDS)):
-        assert_close(one, model(IDS).logits)
-    assert np.isfinite(np.asarray(logits)).all()
+    for one in hidden:
+        assert_close(one, model(IDS, logits="none").hidden)
+    # So do those before the last layer, but for what that layer adds.
+    before = auxiliary_hidden(model, heads, IDS, head_input="pre_last")
+    site = ("resid_pre", 1)
+    read = model(IDS, taps=[site], logits="none").taps[site]
+    normed = read * jax.lax.rsqrt(jnp.mean(read**2, -1, keepdims=True) + 1e-5)
+    assert_close(before[0], normed * scale["scale"][None, None], rtol=1e-3, atol=1e-4)
+    losses = auxiliary_losses(model, heads, IDS, IDS)
+    assert_close(losses.means[1], shifted_loss(model, 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -185,6 +196,32 @@ def test_documents_of_a_row_are_apart():
     parts = [run(IDS[:, some], LABELS[:, some]) for some in (np.s_[:4], np.s_[4:])]
     np.testing.assert_array_equal(packed.counts, sum(p.counts for p in parts))
     assert_close(packed.sums, sum(p.sums for p in parts), rtol=2e-5)
+
+
+def test_documents_and_padding_of_a_row_are_both_apart():
+    """A token that pads inside a document is seen by none of it, and asked nothing."""
+    heads = heads_of("default")
+    mask = jnp.ones(IDS.shape, bool).at[:, jnp.array([1, 6])].set(False)
+    batch = {
+        "mask": mask, "segments": jnp.asarray([[0] * 4 + [1] * 5] * 2),
+        "positions": jnp.asarray([[*range(4), *range(5)]] * 2),
+    }  # fmt: skip
+    loss_fn = auxiliary_loss(MODEL, heads, steps=1, weight=1.0)
+    params = {"base": MODEL.params, "heads": heads.params}
+
+    @jax.jit
+    def run(ids):
+        given = {"tokens": ids, **batch}
+        metrics = loss_fn(params, None, {"seen": jnp.int32(0)}, given, None)[1][0]
+        return jnp.stack([metrics[f"loss_{i}"] for i in range(4)])
+
+    other = jnp.where(mask, IDS, 3)
+    np.testing.assert_array_equal(run(IDS), run(other))
+    labels = jnp.where(mask, IDS, IGNORE)
+    found = auxiliary_losses(MODEL, heads, IDS, labels, **batch)
+    assert_close(found.means, run(IDS), rtol=1e-5)
+    counted = count_targets(IDS, 4, mask=mask, segments=batch["segments"])
+    np.testing.assert_array_equal(found.counts, np.array(counted, np.int32))
 
 
 def test_without_a_target_the_loss_is_zero_and_gradients_are_finite():
@@ -449,6 +486,39 @@ def test_the_two_stages(mode):
     )
     assert same == (mode in ("base", "base_adapters"))
     assert (tuned.adapters is not None) == ("adapters" in mode)
+
+
+@pytest.mark.parametrize(
+    "mode, weight, wanted",
+    [("both", 0.1, "final_norm"), ("base", 0.1, "pre_last"), ("both", 0.0, "pre_last")],
+)
+def test_tuned_heads_say_what_they_learnt_to_read(mode, weight, wanted):
+    """Official ones change their input, but only where they train on the other one."""
+    heads = heads_of("official")
+    tuned = concept_tune(
+        MODEL, heads, lambda step: BATCH, steps=1, mode=mode, weight=weight,
+        key=jax.random.key(0), progress=False,
+    )  # fmt: skip
+    assert tuned.heads.config.head_input == wanted
+    assert tuned.heads.config.tuning_input == "final_norm"
+
+
+def test_a_stop_on_the_way_changes_nothing(tmp_path):
+    """Two epochs in two calls are the two of one call; schedules know the whole."""
+    options = {
+        "steps": 4, "mode": "base_adapters", "rank": 2, "key": jax.random.key(0),
+        "progress": False, "learning_rate": 1e-2,
+    }  # fmt: skip
+    data = lambda step: BATCH
+    once = concept_tune(MODEL, None, data, **options)
+    for until in (2, 4):
+        twice = concept_tune(
+            MODEL, None, data, until=until, folder=tmp_path / "run", **options
+        )
+        assert twice.fit.step == until
+    jax.tree.map(np.testing.assert_array_equal, once.adapters, twice.adapters)
+    with pytest.raises(ArgumentError, match="until: got 5, expected None or 1 to 4"):
+        concept_tune(MODEL, None, data, until=5, **options)
 
 
 def test_heads_leave_the_models_logits_alone():

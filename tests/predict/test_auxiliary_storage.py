@@ -151,8 +151,14 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
 def test_names_of_more_heads_than_tensors_are_refused_at_once():
     model = tiny_model()
     zeros = np.zeros((32, 32), np.float32)
-    with pytest.raises(CheckpointError, match="1000000001 heads"):
-        heads_from_tensors({"1000000000.layers.0.linear.weight": zeros}, model)
+    with pytest.raises(CheckpointError, match="1000000000 heads"):
+        heads_from_tensors({"999999999.layers.0.linear.weight": zeros}, model)
+    for digits in (10, 5000):  # Python reads no number of 5,000 digits
+        name = "9" * digits + ".layers.0.linear.weight"
+        with pytest.raises(CheckpointError, match="no heads there"):
+            heads_from_tensors({name: zeros}, model)
+    with pytest.raises(CheckpointError, match="1 heads of 1000 blocks"):
+        heads_from_tensors({"0.layers.999.linear.weight": zeros}, model)
     config = HeadsConfig(num_auxiliary=10**9)
     with pytest.raises(CheckpointError, match="1000000000 heads"):
         heads_from_tensors({"0.layers.0.linear.weight": zeros}, model, config=config)

@@ -52,6 +52,11 @@ def losses():
     return value, found, grads
 
 
+def assert_near(got, want, *, name="arrays"):
+    """Within what float32 leaves of the largest entry: gradients are small here."""
+    assert_close(got, want, atol=1e-5 * float(np.abs(want).max()), name=name)
+
+
 def in_their_order():
     golden, packed = made()[2:]
     return interleave(packed, golden["input_ids"].shape[1])
@@ -85,14 +90,14 @@ def test_latents_and_logits_in_their_order():
     adapted = with_masks(model, trained)
     out = adapted(theirs.ids, positions=theirs.positions, mask=allow)
     latents = golden["latents"]
-    assert_close(np.asarray(out.hidden)[valid], latents[valid], atol=1e-4)
-    assert_close(np.asarray(out.logits)[valid], golden["base_logits"][valid], atol=1e-4)
+    assert_close(np.asarray(out.hidden)[valid], latents[valid], atol=1e-5)
+    assert_close(np.asarray(out.logits)[valid], golden["base_logits"][valid], atol=1e-5)
     before = model.params["embed"]["tokens"][theirs.prev_tokens]
     hidden = sampler_hidden(trained["sampler"], before, jnp.asarray(latents))
     logits = hidden @ model.unembedding()[0].T
     known = valid & ((theirs.offset == 0) | (golden["labels"] >= 0))
     got, want = np.asarray(logits)[known], golden["sampler_logits"][known]
-    assert_close(got, want, atol=1e-4)
+    assert_close(got, want, atol=1e-5)
 
 
 def test_latents_of_two_passes():
@@ -102,26 +107,28 @@ def test_latents_of_two_passes():
     moved = interleave(packed.replace(ids=slots), golden["valid"].shape[1])
     place = np.asarray(moved.ids)[..., None]
     got, valid = np.take_along_axis(np.asarray(parts), place, 1), golden["valid"]
-    assert_close(got[valid], golden["latents"][valid], atol=1e-4)
+    assert_close(got[valid], golden["latents"][valid], atol=1e-5)
 
 
 def test_losses_and_their_gradients():
     golden, (value, found, grads) = made()[2], losses()
     model, trained, _, packed = made()
-    assert_close(found.base, golden["base_ce"], rtol=1e-4)
-    assert_close(found.sampler, golden["sampler_ce"], rtol=1e-4)
-    assert_close(found.consistency, golden["lcm_mean"], rtol=1e-4)
-    assert_close(value, golden["total"], rtol=1e-4)
+    assert_close(found.base, golden["base_ce"], rtol=1e-5)
+    assert_close(found.sampler, golden["sampler_ce"], rtol=1e-5)
+    assert_close(found.consistency, golden["lcm_mean"], rtol=1e-5)
+    assert_close(value, golden["total"], rtol=1e-5)
     summed = latent_consistency(
         *block_latents(model, trained, packed), packed, reduction="sum"
     )
-    assert_close(summed, golden["lcm_sum"], rtol=1e-4)
+    assert_close(summed, golden["lcm_sum"], rtol=1e-5)
     query = grads["adapters"]["layers"]["query"]
-    assert_close(query["lora_a"][0].T, golden["grad_q_down"], atol=1e-3)
-    assert_close(query["lora_b"][0].T, golden["grad_q_up"], atol=1e-3)
-    assert_close(grads["masks"], golden["grad_mask_emb"], atol=1e-3)
-    kernel = grads["sampler"]["first"]["kernel"].T
-    assert_close(kernel, golden["grad_samp_l1"], atol=1e-3)
+    for got, name in (
+        (query["lora_a"][0].T, "grad_q_down"),
+        (query["lora_b"][0].T, "grad_q_up"),
+        (grads["masks"], "grad_mask_emb"),
+        (grads["sampler"]["first"]["kernel"].T, "grad_samp_l1"),
+    ):
+        assert_near(got, golden[name], name=name)
 
 
 def test_the_consistency_of_given_latents():
@@ -145,14 +152,14 @@ def test_the_consistency_of_given_latents():
         return latent_consistency(latents[:, :seq], latents[:, seq:], packed)
 
     value, grad = jax.value_and_grad(loss)(jnp.asarray(mine))
-    assert_close(value, golden["lcm_mean"], rtol=1e-4)
+    assert_close(value, golden["lcm_mean"], rtol=1e-5)
     assert not grad[:, :seq].any()
     back = np.zeros_like(latents)
     for row in range(3):
         for slot in range(seq, seq + masks):
             if packed.valid[row, slot]:
                 back[row, ours[row, slot]] = grad[row, slot]
-    assert_close(back, golden["lcm_grad_latents"], atol=1e-5)
+    assert_near(back, golden["lcm_grad_latents"])
     # Who is compared with whom.
     pairs = set()
     for row in range(3):

@@ -1,6 +1,7 @@
 """What is trained for mask tokens: nothing of the base model changes, and it learns."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,13 @@ import optax
 import pytest
 
 from jtok import models
-from jtok.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from jtok.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    VocabMismatchError,
+)
+from jtok.models import storage
 from jtok.ops.sharding import mesh_from, shard_tree
 from jtok.predict import (
     block_latents,
@@ -169,22 +176,26 @@ def batch_of(**more):
     return {"tokens": TOKENS, "mask": REAL, **more}
 
 
-def test_drawn_blocks_have_the_loss_of_all_of_them_on_average():
+def test_the_mean_over_all_draws_of_a_block_is_the_loss_of_all_blocks():
+    """Exactly: the rows have 5 and 3 tokens with a block, so there are 15 draws."""
     model, trained = tiny_model(), trained_for(tiny_model())
-    run = lambda count: jax.jit(
-        lambda key: mask_loss(model, K, num_blocks=count)(
-            trained, model.params, None, batch_of(), key
-        )[1][0]
-    )
-    whole, some = run(None)(jax.random.key(0)), run(2)
-    drawn = [some(key) for key in jax.random.split(jax.random.key(1), 60)]
+    whole = jax.jit(mask_losses)(model, trained, packed_of())
+    run = jax.jit(lambda blocks: mask_losses(model, trained, packed_of(blocks=blocks)))
+    pairs = itertools.product(range(5), range(3))
+    drawn = [run(jnp.array([[one], [two]])) for one, two in pairs]
     for name in ("base", "sampler", "consistency"):
-        values = np.array([d[name] for d in drawn])
-        error = values.std() / len(values) ** 0.5
-        assert abs(values.mean() - whole[name]) < 4 * error + 0.02 * whole[name]
-        assert values.std() > 0
+        values = np.array([getattr(d, name) for d in drawn], np.float64)
+        assert values.std() > 0.01 * values.mean()
+        assert values.mean() == pytest.approx(float(getattr(whole, name)), rel=1e-5)
     for d in drawn:
-        assert_close(d["next_token"], whole["next_token"])
+        assert_close(d.next_token, whole.next_token)
+
+
+def test_each_step_draws_blocks_of_its_own():
+    model, trained = tiny_model(), trained_for(tiny_model())
+    loss_fn = mask_loss(model, K, num_blocks=1)
+    run = jax.jit(lambda key: loss_fn(trained, model.params, None, batch_of(), key)[0])
+    assert len({float(run(jax.random.key(seed))) for seed in range(4)}) > 1
 
 
 def test_weights_of_the_losses():
@@ -275,6 +286,12 @@ def test_a_round_trip_through_files(tmp_path):
     (tmp_path / "a" / "mask_tokens.safetensors").unlink()
     with pytest.raises(CheckpointError, match="mask_tokens"):
         load_masks(tmp_path / "a", model)
+    for odd in ((), (0, 32), (K, 8), (2, K, 32), (10**9, 0)):
+        file = tmp_path / "a" / "mask_tokens.safetensors"
+        named = {"masks": np.zeros(odd, np.float32)}
+        storage.write_tensors(file.parent, named, stem="mask_tokens")
+        with pytest.raises(CheckpointError, match="masks has shape"):
+            load_masks(file.parent, model)
     bad = {**trained, "masks": jnp.zeros((K, 8))}
     with pytest.raises(ArgumentError, match=r"trained: got 'masks of shape"):
         save_masks(bad, tmp_path / "b", model)
@@ -296,6 +313,9 @@ def test_bad_input_is_refused_by_name():
         with_masks(with_masks(model, trained), trained)
     with pytest.raises(ArgumentError, match=r"packed: got 'k=3'"):
         block_latents(model, trained, packed_of(3))
+    with pytest.raises(VocabMismatchError, match=r"packed: got '10 ids', expected 96"):
+        few = pack_blocks(TOKENS, K, vocab_size=10)
+        block_latents(model, trained, few)
     with pytest.raises(ArgumentError, match=r"packed: got 'slots in another order'"):
         block_latents(model, trained, packed_of().replace(seq=0))
     with pytest.raises(ArgumentError, match=r"k: got 0"):

@@ -17,6 +17,7 @@ from jtok.predict import (
     interleave,
     pack_blocks,
 )
+from jtok.predict.masks import within_documents
 from jtok.testing import assert_close
 
 TOKENS = jnp.array([[5, 6, 7, 8, 9, 4], [3, 2, 1, 5, 0, 0]])
@@ -122,6 +123,48 @@ def test_each_block_counts_for_those_that_were_not_drawn():
         assert np.mean(sums) == pytest.approx(total[row])
 
 
+@pytest.mark.parametrize("blocks", [None, [[0], [2]]])
+def test_targets_are_counted_at_their_places_whatever_was_chosen(blocks):
+    packed = packed_of(3, labels=jnp.where(TOKENS == 7, -100, TOKENS))
+    wanted = np.zeros((2, 6), np.int32)
+    for row, slot in zip(*np.nonzero(packed.labels[:, 6:] >= 0)):
+        at = packed.block[row, 6 + slot] + packed.offset[row, 6 + slot]
+        wanted[row, at] += 1
+    blocks = None if blocks is None else jnp.array(blocks)
+    labels = jnp.where(TOKENS == 7, -100, TOKENS)
+    np.testing.assert_array_equal(
+        packed_of(3, labels=labels, blocks=blocks).targets, wanted
+    )
+
+
+def test_values_that_are_not_known_are_left_out_where_they_are_none():
+    """Under `jit`: as if they were padding, no target, or behind the model's end."""
+    run = jax.jit(
+        lambda tokens, labels, places: pack_blocks(
+            tokens, 2, vocab_size=10, labels=labels, positions=places, max_positions=12
+        )
+    )
+    index = jnp.arange(6)[None].repeat(2, 0)
+    plain = run(TOKENS, TOKENS, index)
+    for bad in (10, -1):
+        got = run(TOKENS.at[0, 3].set(bad), TOKENS, index)
+        assert not got.valid[0, 3] and got.valid[0, 2]
+        wanted = pack_blocks(
+            TOKENS, 2, vocab_size=10, mask=jnp.ones((2, 6), bool).at[0, 3].set(False)
+        )
+        for name in ("labels", "valid", "block", "targets"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name))
+    got = run(TOKENS, TOKENS.at[0, 3].set(10), index)
+    assert (got.labels != 10).all() and got.valid[0, 3]
+    assert (plain.labels >= 0).sum() - (got.labels >= 0).sum() > 1
+    got = run(TOKENS, TOKENS, index + 7)
+    there = np.asarray(got.positions) < 12
+    np.testing.assert_array_equal(got.valid, np.asarray(plain.valid) & there)
+    np.testing.assert_array_equal(got.labels, np.where(there, plain.labels, -100))
+    labels = np.asarray(got.labels)[:, 6:]
+    assert int(got.targets.sum()) == (labels >= 0).sum()
+
+
 def test_interleaved_slots_are_the_same_slots():
     packed = packed_of(2)
     moved = interleave(packed)
@@ -133,6 +176,17 @@ def test_interleaved_slots_are_the_same_slots():
         assert rows(packed, row) == rows(moved, row)
         kept = moved.block[row][moved.valid[row]].tolist()
         assert kept == sorted(kept)
+
+
+def test_a_mask_and_documents_hold_both():
+    causal = np.tri(6, dtype=bool)[None]
+    same = np.asarray(DOCUMENTS)[:, :, None] == np.asarray(DOCUMENTS)[:, None]
+    wanted = causal & same & np.asarray(REAL)[:, None]
+    square = jnp.broadcast_to(REAL[:, None], (2, 6, 6))
+    for mask in (REAL, square):
+        np.testing.assert_array_equal(within_documents(mask, DOCUMENTS), wanted)
+    np.testing.assert_array_equal(within_documents(None, DOCUMENTS), causal & same)
+    assert within_documents(REAL, None) is REAL and within_documents(None, None) is None
 
 
 def test_a_prefix_looks_both_ways():
@@ -241,10 +295,12 @@ def test_memory_grows_with_the_row_and_not_with_the_square_of_all_slots():
 def test_bad_input_is_refused_by_name():
     with pytest.raises(ArgumentError, match=r"k: got -1"):
         packed_of(-1)
-    with pytest.raises(
-        ArgumentError, match=r"tokens: got 'ids 0 to 9', expected '?0 to 8"
-    ):
+    with pytest.raises(ArgumentError, match=r"tokens: got '0 to 9', expected 0 to 8"):
         pack_blocks(TOKENS, 1, vocab_size=9)
+    with pytest.raises(ArgumentError, match=r"labels: got '0 to 10', expected at most"):
+        packed_of(1, labels=TOKENS.at[0, 0].set(10))
+    with pytest.raises(ArgumentError, match=r"positions: got '3 to 8', expected 0 to"):
+        packed_of(2, positions=jnp.arange(3, 9)[None].repeat(2, 0), max_positions=10)
     with pytest.raises(ArgumentError, match=r"tokens: got 'shape \(1, 0\)'"):
         pack_blocks(jnp.zeros((1, 0), jnp.int32), 1, vocab_size=9)
     with pytest.raises(ArgumentError, match=r"labels: got 'shape \(2, 5\)'"):
