@@ -17,6 +17,7 @@ from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.ops import cross_entropy
 from jtok.predict.future import FutureModel
 from jtok.predict.future_slots import decode_slots
+from jtok.predict.masks import within_documents
 from jtok.predict.targets import (
     IGNORE,
     distance_weights,
@@ -97,7 +98,8 @@ def future_losses(
     check(chunk is None or chunk >= 1, "chunk", chunk, "None or at least 1")
     futures, valid = _futures(model, ids, mask, segments)
     if states is None:
-        states = model.encode(ids, mask=_seen(mask, segments), positions=positions)
+        allow = within_documents(mask, segments)
+        states = model.encode(ids, mask=allow, positions=positions)
     carrier = model.carry(states, ids)
     if at is not None:
         pick = lambda x: jnp.take_along_axis(x, at[..., None], axis=1)
@@ -118,14 +120,6 @@ def _futures(
         labels, model.config.horizon, segments=segments, contiguous=True
     )
     return futures, valid & real[..., None]
-
-
-def _seen(mask: Array | None, segments: Array | None) -> Array | None:
-    """Who may attend to whom where rows hold several documents."""
-    if segments is None:
-        return mask
-    allow = jnp.tril(segments[:, :, None] == segments[:, None, :])
-    return allow if mask is None else allow & mask[:, None, :]
 
 
 def _in_chunks(
@@ -338,7 +332,7 @@ def _of_batch(
     cut = lambda x: None if x is None else x[:, :seen]
     ids, futures, valid = ids[:, :seen], futures[:, :seen], valid[:, :seen]
     mask = cut(mask)
-    allow = _seen(mask, cut(segments))
+    allow = within_documents(mask, cut(segments))
     states = model.encode(ids, mask=allow, positions=cut(places))
     carrier = model.carry(states, ids)
     if some is None or some >= seen:

@@ -341,7 +341,8 @@ def mask_losses(
     weight, bias = unembedding(model.params)
     softcap = model.config.final_softcap
     of_tokens = jnp.sum(packed.labels[:, :seq] >= 0, dtype=jnp.float32)
-    of_all = of_tokens + jnp.sum(packed.targets, dtype=jnp.float32)
+    numbers: Any = packed.targets
+    of_all = of_tokens + jnp.sum(numbers, dtype=jnp.float32)
     # The tokens apart: what has no gradient costs none.
     spans = (slice(0, seq), slice(seq, None))
 

@@ -24,6 +24,7 @@ from jtok.errors import ArgumentTypeError, check
 from jtok.models import Model, embed_ids, final_norm, run_segment, segment_config
 from jtok.ops import cross_entropy, kl_divergence, vocab_statistics
 from jtok.ops.sharding import constrain
+from jtok.predict.masks import within_documents
 from jtok.predict.targets import safe_mean
 
 __all__ = [
@@ -451,7 +452,7 @@ def _batch(batch: Any) -> tuple[Array, dict[str, Array]]:
         seen["positions"] = jnp.asarray(batch["positions"])[:, :-1]
     if "segments" in batch:
         segments = jnp.asarray(batch["segments"])[:, :-1]
-        seen["mask"] = jnp.tril(segments[:, :, None] == segments[:, None, :])
+        seen["mask"] = within_documents(None, segments)
     return constrain(jnp.asarray(batch["tokens"]), "batch", None), seen
 
 

@@ -389,6 +389,7 @@ class _Run:
         """All tokens of this forward from what it says, each for itself."""
         plan = self.plan
         view = self._bias(view, state.step, jnp.bool_(False))
+        choice: Array | None
         if plan.causal is not None:
             scores, choice, count = self._agreed(state, view, masked)
         else:
