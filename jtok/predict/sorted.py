@@ -442,12 +442,12 @@ def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     return tuple(w / sum(found) for w in found)
 
 
-def _batch(batch: Any) -> tuple[Array, dict[str, Array]]:
+def _batch(batch: Any) -> tuple[Array, dict[str, Any]]:
     """The tokens of a batch, and what keeps the documents of its rows apart."""
     if not isinstance(batch, dict) or "tokens" not in batch:
         found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
         raise ArgumentTypeError(f"data: got {found}, expected a dict with 'tokens'.")
-    seen = {}
+    seen: dict[str, Any] = {}
     if "positions" in batch:
         seen["positions"] = jnp.asarray(batch["positions"])[:, :-1]
     if "segments" in batch:
