@@ -99,7 +99,7 @@ def test_b(): pytest.skip("on a whim")
 """
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_an_unlisted_skip_fails_a_strict_session(tmp_path):
     relaxed = session(tmp_path, _SKIPS)
     assert relaxed.returncode == 0, relaxed.stdout + relaxed.stderr
@@ -120,7 +120,7 @@ def test_b(): pass
 """
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_an_unread_golden_fails_a_full_session_only(tmp_path):
     full = session(tmp_path, _GOLDENS)
     assert full.returncode == 1, full.stdout + full.stderr

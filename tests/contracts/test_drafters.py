@@ -42,6 +42,25 @@ MEDIUM = {
     "sampled": DRAFTERS,
 }
 
+# Their siblings walk the same code.
+SLOW = (
+    "prompt-lookup-2-of-2",
+    "recycling-width-1",
+    "recycling-star",
+    "recycling-inherited-per-row",
+    "extra-slots-random",
+    "draft-model-chains-only",
+    "draft-model-own",
+    "random-sequential",
+    "mtp-linear",
+    "heads-linear",
+    "heads-dynamic",
+    "future-chain-2",
+    "future-own",
+    "chimera-chain",
+    "sorted-own",
+)
+
 TARGET = counting_target(bigram_target(TABLE, whole_context=True))
 
 
@@ -99,7 +118,8 @@ def walk(mode, name):
 def pair(mode, name):
     marks = ()
     if name not in FAST[mode]:
-        marks = pytest.mark.medium if name in MEDIUM[mode] else pytest.mark.slow
+        slow = name in SLOW or name not in MEDIUM[mode]
+        marks = pytest.mark.slow if slow else pytest.mark.medium
     return pytest.param(mode, name, marks=marks)
 
 

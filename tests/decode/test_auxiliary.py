@@ -102,7 +102,7 @@ def cycling(steps=30):
     return model, heads
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_trained_heads_save_calls():
     """They count as the model does, so greedily every draft is right."""
     model, heads = cycling()
@@ -121,7 +121,7 @@ def test_trained_heads_save_calls():
     assert out.stats.tokens_per_call > 1.5
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_rows_that_refill_draft_from_their_own_prompt():
     model, heads = MODEL, heads_of("default")
     drafter = auxiliary_heads(heads, model)

@@ -119,7 +119,7 @@ def test_parameters_are_arguments():
     assert (good.calls, bad.calls) == (4, 12)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_recurrent_model_drafts_for_any_target():
     drafter = draft_model(tiny_model(family="mamba"), 3)
     options = {"temperature": [0.0, 1.0, 0.5], "max_new_tokens": 12}

@@ -194,7 +194,7 @@ def test_own_draws_say_from_which_law(make):
     assert out.tokens[0].tolist() == plain(8, MIXED).tokens[0][:12].tolist()
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_rows_that_refill_draft_from_their_own_prompt():
     prompts, drafter = [*PROMPTS, [8, 9] * 20], chimera(stack())
     done = serve(MODEL, prompts, batch=2, max_new_tokens=8, drafter=drafter)

@@ -184,7 +184,7 @@ def test_the_state_is_that_of_the_newest_token_seen():
     assert seen > 10
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_rows_that_refill_start_without_a_state():
     model = tiny_future()
     done = serve(

@@ -385,7 +385,7 @@ def in_parts(monkeypatch):
     loop._runner.cache_clear()
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_reading_only_a_part_of_the_cache_changes_nothing(mode, in_parts):
     whole = lists(decode.__wrapped__(mode))

@@ -310,7 +310,7 @@ def test_confidence_drops_drafts_and_their_blocks():
 # ---- rejection
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", ["linear", "quadratic"])
 def test_rejection_keeps_the_law(decoding):
     """Chi-square of two-token continuations, false alarm 1 in 10,000."""

@@ -274,7 +274,7 @@ def check_token(drafter, temperature=0.0, count=3):
     return out
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     st.lists(st.sampled_from([0.0, 0.3, 0.5, 2.0]), min_size=3, max_size=3),
@@ -488,7 +488,7 @@ def test_a_part_that_is_all_of_the_vocabulary_changes_nothing():
     np.testing.assert_array_equal(out.drafter_state.left, same.drafter_state.left)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_probe_decides_where_drafts_leave():
     probe = init_probe(32, 3)
     probe["bias"] = jnp.array([-9.0, 9.0, 0.0])
@@ -525,7 +525,7 @@ def test_a_tree_of_one_depth_is_that_of_a_draft_model(bounds, layers):
             np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["max", "mean"])
 def test_a_level_leaves_together(level):
     """Against trees that are grown from whole texts, without a cache."""

@@ -153,7 +153,7 @@ def gru_target():
     return Target(init_cache, step, commit, Info(VOCAB, trees=False))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_linen_network_with_a_state_of_its_own():
     params = gru_params()
     plain = check_drafters(gru_target(), params, [prompt_lookup(3)])

@@ -407,7 +407,7 @@ def test_adapters_alone_train(mode):
     np.testing.assert_array_equal(kernel, MODEL.params["layers"][0]["query"]["kernel"])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_micro_batches_weigh_by_their_tokens():
     """With `targets` the gradient of parts is that of the whole, however uneven."""
     heads = heads_of("linear")

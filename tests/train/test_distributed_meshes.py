@@ -35,7 +35,7 @@ def train(spec, steps, folder=None):
         )  # fmt: skip
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_twenty_steps_on_a_mesh_are_those_of_one_device(tmp_path):
     alone = train(None, 20)
     assert alone.metrics["loss"][-1] < alone.metrics["loss"][0] - 1
