@@ -80,7 +80,7 @@ def _dispatch(words: list[str]) -> int:
         if options.list:
             print(_listing(entries))
             return 0
-        if options.all:
+        if options.all and not wants_help:
             return _run_all(entries, options)
         print(
             _frame_parser().format_help(), file=sys.stdout if wants_help else sys.stderr

@@ -186,6 +186,12 @@ def test_commit_copies_the_results(fake):
     )
 
 
+def test_help_runs_nothing(fake, capsys):
+    assert main(["--all", "--help"]) == 0
+    assert "--preset" in capsys.readouterr().out
+    assert not (fake.parent / "runs").exists()
+
+
 def test_help_shows_the_fields(fake, capsys):
     assert main(["double", "--help"]) == 0
     assert "--learning-rate" in capsys.readouterr().out
