@@ -35,7 +35,7 @@ import numpy as np
 
 import jtok
 from experiments.cache import cached
-from experiments.intervals import student_interval
+from experiments.intervals import ratio_interval, student_interval
 from experiments.masked_models import first_seed, public_model, timed_fill
 from jtok import nn, predict, train
 
@@ -137,7 +137,7 @@ class Config:
         held_out=32, layer_steps=200, layer_batch=16, samples=64,
     )  # fmt: skip
     max_files: int | None = None
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     random_ks: tuple[int, ...] = (1, 2, 4)
     text_ks: tuple[int, ...] = (1, 2, 4)
     model: str = ""
@@ -456,16 +456,18 @@ def _group_claims(
     for count in (2, 4):
         exact = np.array(shares["entropy", "parallel", 1])
         whole = exact - np.array(shares["entropy", "parallel", count])
-        values = gaps("entropy", count) / np.maximum(whole, 1e-9)
+        gained, there = gaps("entropy", count), float(whole.mean())
         report.claim(
             f"groups_gap_closed_k{count}",
             f"share of the gap between parallel and exact that the layer closes, K = "
-            f"{count}",
+            f"{count}, means over seeds",
             paper="0.81 of the gap in MAUVE at K = 4",
-            measured=round(float(values.mean()), 4), unit="share", op=">=", bound=0.5,
-            ci95=student_interval(values), n=len(values),
+            measured=round(float(gained.mean()) / there, 4) if there > 0 else 0.0,
+            unit="share", op=">=", bound=0.5,
+            ci95=ratio_interval(gained, whole) if there > 0 else None,
+            n=len(whole) if there > 0 else 0,
             reason=f"{small}; a group is valid only if all four tokens are, which is "
-            "harder than MAUVE",
+            "harder than MAUVE" if there > 0 else "no gap here to close",
         )  # fmt: skip
 
 
