@@ -237,7 +237,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.predict.with_masks",
         ),
         experiment="experiments.mtp",
-        status="partial",
+        status="works",
         claim=(
             "Mask tokens and a gated LoRA make a model draft for itself: 5.2 tokens a "
             "step on GSM8K."
