@@ -288,7 +288,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.decode.sorted_tree",
         ),
         experiment="experiments.s2d",
-        status="partial",
+        status="works",
         claim=(
             "One sorted draft model serves targets of several sizes: 1.55x on average."
         ),

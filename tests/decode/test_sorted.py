@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jtok.decode import (
@@ -432,6 +432,8 @@ def test_own_draws_tell_the_law_of_the_exit_that_was_taken():
     st.integers(1, 8), st.integers(0, 8), st.booleans(), st.integers(0, 3),
     st.integers(0, 2),
 )  # fmt: skip
+@example(5, 4, True, 2, 2)
+@example(2, 2, True, 0, 3)
 def test_lengths_follow_the_schedule(length, drafted, live, grow, shrink):
     drafted = min(drafted, length)
     for kept in range(drafted + 1):
