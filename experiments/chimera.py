@@ -542,10 +542,12 @@ def _report_claims(found: Any, config: Config, report: Any) -> None:
          "agreement itself falls with the offset, and the margin with it"),
         ("trigrams_help", "tokens per call (T=0) lost without trigrams",
          with_states, "tokens/call",
-         "attention to the path and to the target's states tells as much as trigrams"),
+         "one seed: attention to the path and to the target's states does better alone "
+         "in a stack of this size"),
         ("states_help", "tokens per call (T=0) lost without the stream of states",
          margin("calls0", "chimera", "no states"), "tokens/call",
-         "the heads still read the last state, which holds most of what is needed"),
+         "one seed: the heads still read the last state, which holds most of what is "
+         "needed"),
         ("trigrams_help_most_without_states",
          "what trigrams bring without the states, above what they bring with them",
          interaction, "tokens/call",

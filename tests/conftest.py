@@ -14,7 +14,7 @@ for _flag in (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
 ):
-    if _flag not in os.environ.get("XLA_FLAGS", ""):
+    if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):  # a given one stays
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
