@@ -15,6 +15,7 @@ from jtok.nn.mamba import (
     rms_norm,
 )
 from jtok.nn.positions import rotary_frequencies, rotary_gain, rotate
+from jtok.nn.relative import relative_buckets, reset_buckets
 
 __all__ = [
     "MAMBA_SITES",
@@ -32,6 +33,8 @@ __all__ = [
     "advance_mamba",
     "causal_conv",
     "conv_history",
+    "relative_buckets",
+    "reset_buckets",
     "rms_norm",
     "rotary_frequencies",
     "rotary_gain",
