@@ -10,6 +10,7 @@ from jtok.ops.sampling import (
     row_keys,
     uniform_at,
 )
+from jtok.ops.segments import pool_segments, segment_attention
 from jtok.ops.selective_scan import advance_state, selective_scan
 from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
 from jtok.ops.unembed import (
@@ -39,10 +40,12 @@ __all__ = [
     "kl_divergence",
     "node_counts",
     "penalize",
+    "pool_segments",
     "purpose_keys",
     "readout",
     "readout_logits",
     "row_keys",
+    "segment_attention",
     "selective_scan",
     "uniform_at",
     "vocab_statistics",
