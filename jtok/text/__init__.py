@@ -1,7 +1,42 @@
 """Bytes and ids; knows no model."""
 
+from jtok.text.alphabets import (
+    Alphabet,
+    Units,
+    byte_alphabet,
+    char_alphabet,
+    subword_alphabet,
+    units,
+    words_of,
+)
 from jtok.text.detokenize import Detokenizer
 from jtok.text.merging import PairMerge, PairMerger
 from jtok.text.vocabulary import Vocabulary
+from jtok.text.words import (
+    clean_words,
+    frequency_groups,
+    join_words,
+    same_word,
+    split_words,
+    word_ids,
+)
 
-__all__ = ["Detokenizer", "PairMerge", "PairMerger", "Vocabulary"]
+__all__ = [
+    "Alphabet",
+    "Detokenizer",
+    "PairMerge",
+    "PairMerger",
+    "Units",
+    "Vocabulary",
+    "byte_alphabet",
+    "char_alphabet",
+    "clean_words",
+    "frequency_groups",
+    "join_words",
+    "same_word",
+    "split_words",
+    "subword_alphabet",
+    "units",
+    "word_ids",
+    "words_of",
+]
