@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jtok import decode as decode
+    from jtok import embed as embed
     from jtok import errors as errors
     from jtok import models as models
     from jtok import nn as nn
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "decode",
+    "embed",
     "errors",
     "models",
     "nn",

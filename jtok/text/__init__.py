@@ -11,6 +11,16 @@ from jtok.text.alphabets import (
 )
 from jtok.text.detokenize import Detokenizer
 from jtok.text.merging import PairMerge, PairMerger
+from jtok.text.overlap import (
+    Overlap,
+    numeric_scheme,
+    numeric_warning,
+    overlap,
+    prefix_matches,
+    spelled_bytes,
+    token_keys,
+)
+from jtok.text.pieces import Pieces, decompose
 from jtok.text.vocabulary import Vocabulary
 from jtok.text.words import (
     clean_words,
@@ -24,18 +34,27 @@ from jtok.text.words import (
 __all__ = [
     "Alphabet",
     "Detokenizer",
+    "Overlap",
     "PairMerge",
     "PairMerger",
+    "Pieces",
     "Units",
     "Vocabulary",
     "byte_alphabet",
     "char_alphabet",
     "clean_words",
+    "decompose",
     "frequency_groups",
     "join_words",
+    "numeric_scheme",
+    "numeric_warning",
+    "overlap",
+    "prefix_matches",
     "same_word",
+    "spelled_bytes",
     "split_words",
     "subword_alphabet",
+    "token_keys",
     "units",
     "word_ids",
     "words_of",
