@@ -9,7 +9,15 @@ from jtok.text.alphabets import (
     units,
     words_of,
 )
+from jtok.text.chunking import (
+    PUBLISHED_BINS,
+    ChunkLaw,
+    chunk_lengths,
+    insert_separators,
+    unused_separator,
+)
 from jtok.text.detokenize import Detokenizer
+from jtok.text.measure import Compression, compression, spans_words
 from jtok.text.merging import PairMerge, PairMerger
 from jtok.text.overlap import (
     Overlap,
@@ -21,6 +29,7 @@ from jtok.text.overlap import (
     token_keys,
 )
 from jtok.text.pieces import Pieces, decompose
+from jtok.text.supertokens import train_supertokens, train_word_bpe, training_words
 from jtok.text.vocabulary import Vocabulary
 from jtok.text.words import (
     clean_words,
@@ -32,7 +41,10 @@ from jtok.text.words import (
 )
 
 __all__ = [
+    "PUBLISHED_BINS",
     "Alphabet",
+    "ChunkLaw",
+    "Compression",
     "Detokenizer",
     "Overlap",
     "PairMerge",
@@ -42,20 +54,28 @@ __all__ = [
     "Vocabulary",
     "byte_alphabet",
     "char_alphabet",
+    "chunk_lengths",
     "clean_words",
+    "compression",
     "decompose",
     "frequency_groups",
+    "insert_separators",
     "join_words",
     "numeric_scheme",
     "numeric_warning",
     "overlap",
     "prefix_matches",
     "same_word",
+    "spans_words",
     "spelled_bytes",
     "split_words",
     "subword_alphabet",
     "token_keys",
+    "train_supertokens",
+    "train_word_bpe",
+    "training_words",
     "units",
+    "unused_separator",
     "word_ids",
     "words_of",
 ]
