@@ -1150,6 +1150,46 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/predict/test_diffusion_losses.py"
         "::test_the_loss_is_an_unbiased_bound",
     ),
+    Mutation(
+        id="across-reads-other-texts",
+        slug="byte_probabilities",
+        path="jtok/decode/other_vocabulary.py",
+        before="same = 0 if text is None else _shared(known, text[:-1])",
+        after="same = 0 if text is None else min(len(known), len(text) - 1)",
+        killed_by="tests/decode/test_other_vocabulary.py::test_what_the_writer_remembers_changes_nothing",
+    ),
+    Mutation(
+        id="across-writes-in-place",
+        slug="byte_probabilities",
+        path="jtok/decode/other_vocabulary.py",
+        before="start = kept + count + step",
+        after="start = kept + count",
+        killed_by="tests/decode/test_other_vocabulary.py::test_what_the_writer_remembers_changes_nothing",
+    ),
+    Mutation(
+        id="across-repeats-the-begun-character",
+        slug="byte_probabilities",
+        path="jtok/decode/other_vocabulary.py",
+        before="text = text[len(begun) :]",
+        after="text = text[0:]",
+        killed_by="tests/decode/test_other_vocabulary.py::test_a_character_that_the_context_began",
+    ),
+    Mutation(
+        id="across-doubles-the-metaspace",
+        slug="byte_probabilities",
+        path="jtok/decode/other_vocabulary.py",
+        before="both = both[1:]",
+        after="both = both[0:]",
+        killed_by="tests/decode/test_other_vocabulary.py::test_metaspaces_join",
+    ),
+    Mutation(
+        id="across-drafts-late",
+        slug="byte_probabilities",
+        path="jtok/decode/other_vocabulary.py",
+        before="self._read[row] = np.concatenate([text, made[row, :-1]])",
+        after="self._read[row] = np.concatenate([text, made[row]])",
+        killed_by="tests/decode/test_other_vocabulary.py::test_what_the_writer_remembers_changes_nothing",
+    ),
 )
 
 

@@ -20,6 +20,7 @@ from jtok.decode.heads import draft_tree
 from jtok.decode.host import HostTree, host_drafter
 from jtok.decode.mask_tokens import MaskState, mtp
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
+from jtok.decode.other_vocabulary import Translator, draft_across
 from jtok.decode.processors import Processor, allow_tokens, dfa, spelling_dfa
 from jtok.decode.recycling import (
     RecyclingState,
@@ -82,6 +83,7 @@ __all__ = [
     "SpecBenchSummary",
     "Stats",
     "Tokens",
+    "Translator",
     "Tuned",
     "Verdict",
     "Walk",
@@ -95,6 +97,7 @@ __all__ = [
     "choose_template",
     "cost_curve",
     "dfa",
+    "draft_across",
     "draft_model",
     "draft_tokens",
     "draft_tree",

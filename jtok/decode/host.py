@@ -20,7 +20,7 @@ from jtok.errors import ArgumentError, check
 from jtok.models import Info
 from jtok.ops.sharding import to_host
 
-__all__ = ["HostTree", "ask_host", "host_drafter"]
+__all__ = ["HostTree", "ask_host", "drafter_of_rows", "host_drafter"]
 
 PyTree = Any
 Paths = Iterable[Sequence[int] | np.ndarray]
@@ -77,6 +77,32 @@ def host_drafter(
       >>> out.guarantee, out.stats.host_syncs == out.stats.calls
       ('token', True)
     """
+    return drafter_of_rows(
+        lambda rows: [[] if ids is None else find(ids) for ids in rows],
+        nodes=nodes,
+        depth=depth,
+    )
+
+
+def drafter_of_rows(
+    find: Callable[[Sequence[np.ndarray | None]], Sequence[Paths]],
+    *,
+    nodes: int,
+    depth: int,
+) -> Drafter:
+    """`host_drafter` whose function sees all rows at once.
+
+    Args:
+      find: `(ids of every row, None where it is done) -> paths of every row`.
+      nodes: nodes of a call, the root included.
+      depth: longest path.
+
+    Returns:
+      `Drafter`.
+
+    Raises:
+      ArgumentError: as for `host_drafter`.
+    """
     check(nodes >= 2, "nodes", nodes, "at least 2: the root and a draft")
     check(depth >= 1, "depth", depth, "at least 1")
 
@@ -85,8 +111,7 @@ def host_drafter(
             name: np.array(getattr(state, name))
             for name in ("tokens", "parent", "depth", "valid")
         }
-        for row, ids in enumerate(rows):
-            paths = [] if ids is None else find(ids)
+        for row, paths in enumerate(find(rows)):
             found = _merged(paths, nodes, depth, int(state.vocab_size))
             for name, values in found.items():
                 made[name][row] = values

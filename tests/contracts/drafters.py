@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
 from jtok import models, nn
 from jtok.decode import (
@@ -15,6 +16,7 @@ from jtok.decode import (
     auxiliary_heads,
     chimera,
     chimera_template,
+    draft_across,
     draft_model,
     dynamic,
     future_drafter,
@@ -57,6 +59,7 @@ from jtok.testing import (
     recurrent_target,
     tiny_model,
 )
+from jtok.text import Vocabulary
 
 
 class Case(NamedTuple):
@@ -141,6 +144,19 @@ def table_heads(arch: str) -> AuxiliaryHeads:
     eye = np.broadcast_to(np.eye(VOCAB, dtype=np.float32), (3, VOCAB, VOCAB))
     made = init_heads(model, config, key=jax.random.key(1))
     return made.replace(params={**made.params, "unembed": {"kernel": eye}})
+
+
+def across_vocabularies() -> Drafter:
+    """A draft model whose ids are the target's, counted from the other end."""
+
+    def letters(order: str) -> Vocabulary:
+        table = {letter: index for index, letter in enumerate(order)}
+        bpe = tokenizers.models.BPE(table, [])
+        return Vocabulary.from_json(tokenizers.Tokenizer(bpe).to_str())
+
+    target, draft = letters("abcdefghij"), letters("jihgfedcba")
+    mirrored = bigram_target(NEAR[::-1, ::-1].copy(), whole_context=True)
+    return draft_across(mirrored, target, draft_vocabulary=draft, draft_tokens=3)
 
 
 HEADS, LINEAR_HEADS = table_heads("decoder"), table_heads("linear")
@@ -256,6 +272,7 @@ DRAFTERS: dict[str, Case] = {
     "drawn-with-replacement": case(
         drawn_drafter(NEAR, MIXED), None, rejection(replacement=True), "distribution"
     ),
+    "draft-across": case(across_vocabularies()),
     "mtp": case(mtp(mask_head(3), params=MASKS)),
     "mtp-linear": case(mtp(mask_head(3), params=MASKS, decoding="linear")),
     "mtp-tree": case(mtp(mask_head(4), params=MASKS, tree=MIXED)),
