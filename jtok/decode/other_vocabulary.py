@@ -368,9 +368,9 @@ class Translator(NamedTuple):
             return []  # the character that the context began is another one
         text = text[len(begun) :]
         text = text[: len(text) - len(_unfinished(begun + text))]
-        paths = [self._joined(ids, text), self._alone(text, begun)] if text else [[]]
+        cuts = [self._joined(ids, text), self._alone(text, begun)] if text else [[]]
         end = [] if ended is None else [ended]
-        paths = [[*path, *end] for path in paths if path is not None]
+        paths = [[*cut, *end] for cut in cuts if cut is not None]
         return [path for index, path in enumerate(paths) if path not in paths[:index]]
 
     def _written(self, drafted: np.ndarray) -> tuple[bytes, int | None]:

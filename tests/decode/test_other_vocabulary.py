@@ -103,6 +103,9 @@ def test_metaspaces_join():
     drafts = across.to_target(ids, LETTERS.encode(" the ca", specials=False))
     whole = PIECES.encode("the the ca").tolist()
     assert drafts[0] == whole[len(ids) :]
+    # Without a space, the two must be cut together.
+    inside = across.to_target(ids, LETTERS.encode("ca", specials=False))
+    assert inside == [[PIECES.id_of("c"), PIECES.id_of("a")]]
     # BOS stays itself where the draft model has one, and the space is the tokenizer's.
     spelled = across.to_draft(PIECES.encode("the"))
     assert LETTERS.decode(spelled, skip_special=False) == "<s>the"
@@ -167,6 +170,18 @@ def test_what_the_writer_remembers_changes_nothing(dtype):
             if dtype == "float32":
                 np.testing.assert_array_equal(got, want)
             assert got[0] == want[0]  # narrow types may round ties apart later
+    if dtype == "bfloat16":
+        return
+    # All drafts are taken, and one token more: the last draft was never read.
+    for _ in range(3):
+        texts = [
+            np.append(np.append(t, m), 5) for t, m in zip(texts, made, strict=True)
+        ]
+        texts = [text.astype(np.int32) for text in texts]
+        made = writer.continue_(texts)
+        for text, got in zip(texts, made, strict=True):
+            want = generate(model, text, max_new_tokens=3, stop_ids=()).tokens
+            np.testing.assert_array_equal(got, want)
 
 
 def test_texts_that_outgrow_the_draft_model_get_no_drafts():
