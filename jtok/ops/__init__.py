@@ -2,6 +2,7 @@
 
 from jtok.ops.attention import attention, cached_attention, write_rows
 from jtok.ops.penalties import Penalties, count_tokens, node_counts, penalize
+from jtok.ops.queries import query_attention
 from jtok.ops.readouts import Draw, Readout, Want, readout_logits
 from jtok.ops.sampling import (
     filter_logits,
@@ -42,6 +43,7 @@ __all__ = [
     "penalize",
     "pool_segments",
     "purpose_keys",
+    "query_attention",
     "readout",
     "readout_logits",
     "row_keys",

@@ -17,6 +17,7 @@ from jtok.text.chunking import (
     unused_separator,
 )
 from jtok.text.detokenize import Detokenizer
+<<<<<<< HEAD
 from jtok.text.measure import Compression, compression, spans_words
 from jtok.text.merging import PairMerge, PairMerger
 from jtok.text.overlap import (
@@ -30,6 +31,19 @@ from jtok.text.overlap import (
 )
 from jtok.text.pieces import Pieces, decompose
 from jtok.text.supertokens import train_supertokens, train_word_bpe, training_words
+=======
+from jtok.text.lexicon import (
+    GramCounts,
+    Lexicon,
+    build_lexicon,
+    count_grams,
+    gram_scores,
+    load_lexicon,
+    merge_counts,
+    save_lexicon,
+)
+from jtok.text.matching import Grams, match_grams
+>>>>>>> f778a89 (N-gram lexicon, maximum matching, masks over n-grams as units, read-only queries)
 from jtok.text.vocabulary import Vocabulary
 from jtok.text.words import (
     clean_words,
@@ -41,6 +55,7 @@ from jtok.text.words import (
 )
 
 __all__ = [
+<<<<<<< HEAD
     "PUBLISHED_BINS",
     "Alphabet",
     "ChunkLaw",
@@ -78,4 +93,18 @@ __all__ = [
     "unused_separator",
     "word_ids",
     "words_of",
+=======
+    "Detokenizer",
+    "GramCounts",
+    "Grams",
+    "Lexicon",
+    "Vocabulary",
+    "build_lexicon",
+    "count_grams",
+    "gram_scores",
+    "load_lexicon",
+    "match_grams",
+    "merge_counts",
+    "save_lexicon",
+>>>>>>> f778a89 (N-gram lexicon, maximum matching, masks over n-grams as units, read-only queries)
 ]
