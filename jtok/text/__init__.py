@@ -17,7 +17,17 @@ from jtok.text.chunking import (
     unused_separator,
 )
 from jtok.text.detokenize import Detokenizer
-<<<<<<< HEAD
+from jtok.text.lexicon import (
+    GramCounts,
+    Lexicon,
+    build_lexicon,
+    count_grams,
+    gram_scores,
+    load_lexicon,
+    merge_counts,
+    save_lexicon,
+)
+from jtok.text.matching import Grams, match_grams
 from jtok.text.measure import Compression, compression, spans_words
 from jtok.text.merging import PairMerge, PairMerger
 from jtok.text.overlap import (
@@ -31,19 +41,6 @@ from jtok.text.overlap import (
 )
 from jtok.text.pieces import Pieces, decompose
 from jtok.text.supertokens import train_supertokens, train_word_bpe, training_words
-=======
-from jtok.text.lexicon import (
-    GramCounts,
-    Lexicon,
-    build_lexicon,
-    count_grams,
-    gram_scores,
-    load_lexicon,
-    merge_counts,
-    save_lexicon,
-)
-from jtok.text.matching import Grams, match_grams
->>>>>>> f778a89 (N-gram lexicon, maximum matching, masks over n-grams as units, read-only queries)
 from jtok.text.vocabulary import Vocabulary
 from jtok.text.words import (
     clean_words,
@@ -55,32 +52,41 @@ from jtok.text.words import (
 )
 
 __all__ = [
-<<<<<<< HEAD
     "PUBLISHED_BINS",
     "Alphabet",
     "ChunkLaw",
     "Compression",
     "Detokenizer",
+    "GramCounts",
+    "Grams",
+    "Lexicon",
     "Overlap",
     "PairMerge",
     "PairMerger",
     "Pieces",
     "Units",
     "Vocabulary",
+    "build_lexicon",
     "byte_alphabet",
     "char_alphabet",
     "chunk_lengths",
     "clean_words",
     "compression",
+    "count_grams",
     "decompose",
     "frequency_groups",
+    "gram_scores",
     "insert_separators",
     "join_words",
+    "load_lexicon",
+    "match_grams",
+    "merge_counts",
     "numeric_scheme",
     "numeric_warning",
     "overlap",
     "prefix_matches",
     "same_word",
+    "save_lexicon",
     "spans_words",
     "spelled_bytes",
     "split_words",
@@ -93,18 +99,4 @@ __all__ = [
     "unused_separator",
     "word_ids",
     "words_of",
-=======
-    "Detokenizer",
-    "GramCounts",
-    "Grams",
-    "Lexicon",
-    "Vocabulary",
-    "build_lexicon",
-    "count_grams",
-    "gram_scores",
-    "load_lexicon",
-    "match_grams",
-    "merge_counts",
-    "save_lexicon",
->>>>>>> f778a89 (N-gram lexicon, maximum matching, masks over n-grams as units, read-only queries)
 ]
