@@ -3,6 +3,9 @@
 from jtok.models.backbone import Backbone, backbone_of
 from jtok.models.cache import Cache, commit, init_cache
 from jtok.models.checkpoint import abstract, config_from, init, load, save
+from jtok.models.classify import add_classifier, classify, pool
+from jtok.models.encoder import Segments, relative_bias
+from jtok.models.encoder_heads import masked_features, masked_rows
 from jtok.models.families import FAMILIES, Family, family_of
 from jtok.models.foreign import TextCache, logits_target
 from jtok.models.generation_config import GenerationConfig
@@ -29,13 +32,16 @@ __all__ = [
     "Model",
     "Output",
     "Scores",
+    "Segments",
     "StepInput",
     "StepOutput",
     "Taps",
     "Target",
     "TextCache",
     "abstract",
+    "add_classifier",
     "backbone_of",
+    "classify",
     "commit",
     "config_from",
     "cut_layers",
@@ -47,7 +53,11 @@ __all__ = [
     "init_cache",
     "load",
     "logits_target",
+    "masked_features",
+    "masked_rows",
     "model_target",
+    "pool",
+    "relative_bias",
     "run_segment",
     "save",
     "score",

@@ -18,8 +18,9 @@ class Backbone(NamedTuple):
     `Model` is one class for all kinds; the type of its `config` says which backbone
     runs. A new kind is a configuration class, a module with these functions, and a row
     in this module's table. Parameters of every kind are `embed`, `layers` (a tuple, or
-    one tree stacked on a leading axis), `final_norm` and, unless tied, `unembed`; the
-    logical axes of all of them stand in the one table of `jtok.models.checkpoint`.
+    one tree stacked on a leading axis), `final_norm` (but of encoders whose norms come
+    last) and, unless tied, `unembed`; encoders add their heads. The logical axes of all
+    of them stand in the one table of `jtok.models.checkpoint`.
 
     Attributes:
       init_params: `(config, key) -> params`, with layers split.
@@ -41,7 +42,7 @@ def backbone_of(config: Any) -> Backbone:
     """The backbone that a configuration is for.
 
     Args:
-      config: a `DecoderConfig`, a `MambaConfig`.
+      config: a `DecoderConfig`, a `MambaConfig`, an `EncoderConfig`.
 
     Returns:
       Its `Backbone`.
@@ -66,7 +67,7 @@ def backbone_of(config: Any) -> Backbone:
 @functools.cache
 def _backbones() -> dict[type, Backbone]:
     # Here and not above, as these modules ask for the backbone of their callers.
-    from jtok.models import cache, checkpoint, mamba, model, target
+    from jtok.models import cache, checkpoint, encoder, mamba, model, target
 
     return {
         nn.DecoderConfig: Backbone(
@@ -77,5 +78,8 @@ def _backbones() -> dict[type, Backbone]:
         ),
         nn.MambaConfig: Backbone(
             mamba.init_params, mamba.forward, mamba.init_cache, mamba.target
+        ),
+        nn.EncoderConfig: Backbone(
+            encoder.init_params, encoder.forward, encoder.init_cache, encoder.target
         ),
     }

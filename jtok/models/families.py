@@ -14,6 +14,7 @@ A family of another kind than decoders also names its configuration, see `Backbo
 from jtok.errors import CheckpointError, UnsupportedCheckpointError, near
 from jtok.models import mamba
 from jtok.models.families_common import Family, Fields
+from jtok.models.families_encoders import ENCODER_FAMILIES
 from jtok.models.families_experts import EXPERT_FAMILIES
 from jtok.models.families_gemma import GEMMA_FAMILIES
 from jtok.models.families_gpt import GPT_FAMILIES
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     **GPT_FAMILIES,
     **EXPERT_FAMILIES,
     **MASKED_FAMILIES,
+    **ENCODER_FAMILIES,
     "mamba": Family(mamba.read, mamba.write, mamba.WEIGHTS, config=MambaConfig),
 }
 

@@ -55,6 +55,11 @@ def _is_number(value: Any) -> bool:
     return abs(value) <= 1e300 and math.isfinite(value)
 
 
+def _is_scalar(value: Any) -> bool:
+    # Arrays have no room for larger integers.
+    return _is_number(value) and (isinstance(value, float) or abs(value) <= _MAX_SIZE)
+
+
 def _is_positive(value: Any) -> bool:
     return _is_number(value) and value > 0
 
@@ -94,6 +99,7 @@ _STEP = _Kind(_is_step, "an integer above 0", True)
 _INDICES = _Kind(_are_indices, "a list of indices", True)
 _CAP = _Kind(_is_number, "a finite number", True)
 _NUMBER = _Kind(_is_number, "a finite number", False)
+_SCALAR = _Kind(_is_scalar, "a finite number that arrays can hold", False)
 _POSITIVE = _Kind(_is_positive, "a finite number above 0", False)
 _FLAG = _Kind(_is_flag, "true or false", True)
 _TEXT = _Kind(_is_text, "a text", False)
@@ -108,14 +114,16 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
     (re.compile(pattern), kind)
     for pattern, kind in (
         (r"rope_(parameters|scaling)|(full|sliding)_attention", _ROPE),
-        (r"(text|vision)_config", _OBJECT),
+        (r"(text|vision)_config|id2label|label2id", _OBJECT),
         (r"(bos|eos|pad|mask)_token_id", _IDS),
         (r"layer_types|architectures", _TEXTS),
         (r"(short|long)_factor", _NUMBERS),
         (r"(hidden_)?act(ivation)?(_fn|_function|_type)?|hidden_activation", _TEXT),
-        (r"model_type|rope_type|type|(torch_)?dtype", _TEXT),
+        (r"model_type|rope_type|type|(torch_)?dtype|feed_forward_proj", _TEXT),
+        (r"classifier_(activation|pooling)|position_embedding_type", _TEXT),
         (r"num_hidden_layers|(num|n)_layers?", _LAYERS),
         (r"_?sliding_window_pattern|decoder_sparse_step|conv_kernel", _STEP),
+        (r"global_attn_every_n_layers", _STEP),
         (r"mlp_only_layers", _INDICES),
         (r"\w+_softcapping", _CAP),
         (r"norm_topk_prob|residual_in_fp32", _FLAG),
@@ -126,6 +134,9 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
         (r"num_\w+_(layers|heads|experts)|num_experts(_per_tok)?", _SIZE),
         (r"(vocab|hidden|(moe_)?intermediate|embedding|patch|image|state)_size", _SIZE),
         (r"(head|ffn|mlp|embed|encoder_ffn|decoder_ffn)_dim|d_model|d_ff", _SIZE),
+        (r"(hidden_)?dim|d_kv|(task_)?type_vocab_size|rel_pos_size", _SIZE),
+        (r"relative_attention_(num_buckets|max_distance)|local_attention", _SIZE),
+        (r"num_labels", _SIZE),
         (r"(original_)?max_position_embeddings|max_sequence_length", _SIZE),
         (r"max_window_layers|sliding_window|mlp_hidden_size", _SIZE),
     )
@@ -248,7 +259,7 @@ def check_types(made: Mapping[str, Any], record: type, *, where: str) -> None:
       >>> record = dataclasses.make_dataclass("Sizes", [("width", int)])
       >>> check_types({"width": 8}, record, where="config.json")
     """
-    kinds: dict[Any, _Kind] = {int: _SIZE, float: _NUMBER, bool: _FLAG, str: _TEXT}
+    kinds: dict[Any, _Kind] = {int: _SIZE, float: _SCALAR, bool: _FLAG, str: _TEXT}
     for name, value in made.items():
         declared = record.__annotations__.get(name)
         options = get_args(declared) if get_origin(declared) is not None else ()

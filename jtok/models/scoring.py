@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, VocabMismatchError, check
 from jtok.models.model import Model
 from jtok.ops.sharding import constrain
@@ -99,7 +100,8 @@ def score(
     Raises:
       ArgumentError: a number out of range, or strings without a vocabulary or a start
         token.
-      ArgumentTypeError: `texts` is one string, or holds something else than texts.
+      ArgumentTypeError: `texts` is one string, or holds something else than texts, or
+        the model is an encoder.
       VocabMismatchError: an id that the model has no row for.
 
     Example:
@@ -111,6 +113,12 @@ def score(
     vocabulary = model.vocabulary if vocabulary is None else vocabulary
     _check_counts(batch_size=batch_size)
     config = model.config
+    if isinstance(config, nn.EncoderConfig):
+        raise ArgumentTypeError(
+            f"model: got the encoder {config.family!r}, which looks both ways, "
+            "expected a causal language model; jtok.models.pseudo_score masks one "
+            "token at a time."
+        )
     made_for = getattr(config, "max_positions", _CONTEXT)
     length = min(made_for, _CONTEXT) if context is None else context
     check(length >= 1, "context", context, "a count >= 1")

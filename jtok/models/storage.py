@@ -237,8 +237,8 @@ class TensorFiles:
                 f"{index}: {len(absent)} of its {len(shards)} shards are not "
                 f"in the folder: {_listed(absent)}."
             )
-        opened = _open_shards(place, shards, weight_map, index.name)
-        return cls(place, *opened)
+        entries, maps = _open_shards(place, shards, weight_map, index.name)
+        return cls(place, _renamed(entries), maps)
 
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, sorted.
@@ -435,6 +435,21 @@ def write_tensors(
 
 
 # ---- reading
+
+
+def _renamed(entries: dict[str, _safetensors.Entry]) -> dict[str, _safetensors.Entry]:
+    """Layer norms by the names that they have now, as `transformers` reads them.
+
+    The first BERT files called them gamma and beta.
+    """
+    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    found = dict(entries)
+    for name in entries:
+        for ending, now in old.items():
+            new = name.removesuffix(ending) + now
+            if name.endswith(ending) and new not in entries:
+                found[new] = found.pop(name)
+    return found
 
 
 def _is_file(file: pathlib.Path) -> bool:

@@ -24,12 +24,16 @@ class Weight(NamedTuple):
         several paths stand side by side on the last axis.
       transpose: whether the file holds `[out, in]` where the tree holds `[in, out]`.
       by_head: several paths alternate: head 0 of each, then head 1 of each.
+      beside: a parameter path; where the tree lacks it, the row is left out.
+      without: a parameter path; where the tree has it, the row is left out.
     """
 
     name: str
     paths: tuple[str, ...]
     transpose: bool = False
     by_head: bool = False
+    beside: str = ""
+    without: str = ""
 
     @property
     def per_layer(self) -> bool:
@@ -79,12 +83,25 @@ def plan_tensors(
         for layer in layers:
             planned = Planned(weight.name, weight, layer, None, groups)
             leaves = [get(params, key) for key in planned.keys]
-            if any(leaf is None for leaf in leaves):
+            if any(leaf is None for leaf in leaves) or _excluded(planned, params):
                 continue
             experts = range(leaves[0].shape[0]) if weight.per_expert else (None,)
             for expert in experts:
                 name = weight.name.format(layer=layer, expert=expert)
                 yield planned._replace(name=name, expert=expert)
+
+
+def _excluded(planned: Planned, params: PyTree) -> bool:
+    weight = planned.weight
+    root = () if planned.layer is None else ("layers", planned.layer)
+
+    def has(path: str) -> bool:
+        return get(params, (*root, *path.split("/"))) is not None
+
+    return bool(
+        (weight.beside and not has(weight.beside))
+        or (weight.without and has(weight.without))
+    )
 
 
 def get(tree: PyTree, key: tuple[Any, ...]) -> Any:

@@ -2,6 +2,8 @@
 
 from jtok.nn.block import SITES, Block
 from jtok.nn.config import DecoderConfig
+from jtok.nn.encoder import EncoderBlock, EncoderNorm
+from jtok.nn.encoder_config import EncoderConfig
 from jtok.nn.experts import Experts, route
 from jtok.nn.layers import Linear, Mlp, Norm, activation
 from jtok.nn.mamba import (
@@ -22,6 +24,9 @@ __all__ = [
     "SITES",
     "Block",
     "DecoderConfig",
+    "EncoderBlock",
+    "EncoderConfig",
+    "EncoderNorm",
     "Experts",
     "Linear",
     "MambaBlock",

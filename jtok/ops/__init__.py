@@ -1,6 +1,7 @@
 """Array-to-array primitives: no model, no vocabulary, no state."""
 
 from jtok.ops.attention import attention, cached_attention, write_rows
+from jtok.ops.local_attention import local_attention
 from jtok.ops.penalties import Penalties, count_tokens, node_counts, penalize
 from jtok.ops.queries import query_attention
 from jtok.ops.readouts import Draw, Readout, Want, readout_logits
@@ -39,6 +40,7 @@ __all__ = [
     "filter_logits",
     "gumbel_at",
     "kl_divergence",
+    "local_attention",
     "node_counts",
     "penalize",
     "pool_segments",

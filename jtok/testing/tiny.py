@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jtok import models, nn
+from jtok.models.families_heads import head_options
 from jtok.text import Vocabulary
 
 __all__ = ["tiny_config", "tiny_model", "tiny_vocabulary"]
@@ -32,6 +33,36 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "mixtral": {**_EXPERTS, "mlp_width": 24},
     "qwen3_moe": {**_EXPERTS, "experts_sum_to_one": False},
 }
+_MODERN = {
+    "positions": "rotary",
+    "max_positions": 128,
+    "norm_first": True,
+    "first_attn_norm": False,
+    "norm_bias": False,
+    "mlp": "gated",
+    "query_bias": False,
+    "out_bias": False,
+    "mlp_bias": False,
+    "windows": (None, 3),
+    "rope_theta": 1e5,
+    "local_rope_theta": 1e3,
+    "head_dense_bias": False,
+}
+_PLACES = {"num_types": 1, "position_offset": 2, "padding_id": 1}
+_ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "distilbert": {"num_types": 0},
+    "ernie": {"norm_eps": 1e-5, "num_tasks": 3, "relative": "ernie"},
+    "modernbert": {"num_types": 0, "norm_eps": 1e-5, **_MODERN},
+    "roberta": _PLACES,
+    "xlm-roberta": _PLACES,
+    "t5": {
+        "positions": "none", "num_types": 0, "embed_norm": False, "norm": "rms",
+        "norm_bias": False, "norm_first": True, "mlp": "gated",
+        "activation": "gelu_tanh", "query_bias": False, "out_bias": False,
+        "mlp_bias": False, "query_scale": 1.0, "relative": "t5",
+    },
+}  # fmt: skip
 _TIED = {"qwen2", "gpt2", "gemma", "gemma2", "gemma3_text"}
 
 
@@ -43,7 +74,8 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
       family: a name in `jtok.models.FAMILIES`.
 
     Returns:
-      `DecoderConfig`, or `MambaConfig`.
+      `DecoderConfig`, `MambaConfig`, or `EncoderConfig` with a masked-LM head where the
+      family has one.
 
     Example:
       >>> tiny_config(vocab_size=10).vocab_size
@@ -51,6 +83,8 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
     """
     if family == "mamba":
         return _tiny_mamba(vocab_size)
+    if family in _ENCODERS:
+        return _tiny_encoder(vocab_size, family)
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
         "width": 32,
@@ -69,6 +103,23 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
     fields = {**models.FAMILIES[family].write(config), "model_type": family}
     translated = models.FAMILIES[family].read(fields)
     return nn.DecoderConfig(family=family, **translated)
+
+
+def _tiny_encoder(vocab_size: int, family: str) -> nn.EncoderConfig:
+    head = None if family == "t5" else "masked_lm"
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "width": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "head_dim": 8,
+        "mlp_width": 64,
+        "max_positions": 64,
+        **head_options(family, head),
+    }
+    config = nn.EncoderConfig(family=family, **{**sizes, **_ENCODERS[family]})
+    fields = models.FAMILIES[family].write(config)
+    return nn.EncoderConfig(family=family, **models.FAMILIES[family].read(fields))
 
 
 def _tiny_mamba(vocab_size: int) -> nn.MambaConfig:
