@@ -121,24 +121,24 @@ def test_outputs_of_the_released_ernie(kind):
     mask = ids != 0
     out = run(model, Segments(ids, jnp.asarray(arrays["sent"])), mask=mask)
     assert_close(
-        np.asarray(out.hidden)[mask], arrays["encoded"][mask], atol=2e-5, rtol=0
+        np.asarray(out.hidden)[mask], arrays["encoded"][mask], atol=2e-5, rtol=0.0
     )
     pooled = models.pool(out.hidden, mask, how="pooler", model=model)
-    assert_close(pooled, arrays["pooled"], atol=2e-5, rtol=0)
+    assert_close(pooled, arrays["pooled"], atol=2e-5, rtol=0.0)
     # The second call gives positions, but its relative ones count places.
     order = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
     allow = jnp.asarray(arrays["allow"]) == 1
     places = jnp.asarray(arrays["pos"])
     out = run(model, Segments(ids, order=order), mask=allow, positions=places)
-    assert_close(out.hidden, arrays["encoded_allow"], atol=2e-5, rtol=0)
+    assert_close(out.hidden, arrays["encoded_allow"], atol=2e-5, rtol=0.0)
     pooled = models.pool(out.hidden, how="pooler", model=model)
-    assert_close(pooled, arrays["pooled_allow"], atol=2e-5, rtol=0)
+    assert_close(pooled, arrays["pooled_allow"], atol=2e-5, rtol=0.0)
     if kind == "rel":
         # A bias from the caller is added to the table's.
         table = models.relative_bias(model.params, model.config, order[:1])
         bare = model.replace(config=dataclasses.replace(model.config, relative=None))
         again = run(bare, ids, mask=allow, positions=places, bias=table)
-        assert_close(again.hidden, arrays["encoded_allow"], atol=2e-5, rtol=0)
+        assert_close(again.hidden, arrays["encoded_allow"], atol=2e-5, rtol=0.0)
         moved = run(model, ids, mask=allow, positions=places)
         assert np.abs(moved.hidden - again.hidden).max() > 1e-3
 
@@ -298,7 +298,7 @@ def test_segments_and_tasks_have_their_vectors():
         assert np.abs(run(model, other).hidden - plain.hidden).max() > 1e-3
     with pytest.raises(ArgumentError, match="tasks: got an array, expected None"):
         tiny_model(family="bert")(Segments(ids, tasks=types))
-    with pytest.raises(ArgumentError, match=r"types: got shape \(1, 4\)"):
+    with pytest.raises(ArgumentError, match=r"types: got .shape \(1, 4\)"):
         model(Segments(ids, types[:, 1:]))
 
 
@@ -470,9 +470,9 @@ def test_encoders_neither_cache_nor_decode():
         model(ids, cache=())
     with pytest.raises(ArgumentTypeError, match="encoder 'bert'.*pseudo_score"):
         models.score(model, [[1, 2]])
-    with pytest.raises(ArgumentError, match=r"mask: got shape \(1, 3\)"):
+    with pytest.raises(ArgumentError, match=r"mask: got .shape \(1, 3\)"):
         model(ids, mask=jnp.ones((1, 3), bool))
-    with pytest.raises(ArgumentError, match=r"positions: got shape \(2,\)"):
+    with pytest.raises(ArgumentError, match=r"positions: got .shape \(2,\)"):
         model(ids, positions=jnp.arange(2))
 
 
