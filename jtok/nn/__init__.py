@@ -18,11 +18,13 @@ from jtok.nn.mamba import (
 )
 from jtok.nn.positions import rotary_frequencies, rotary_gain, rotate
 from jtok.nn.relative import relative_buckets, reset_buckets
+from jtok.nn.word_pooling import CausalBlock, PostNormLayer
 
 __all__ = [
     "MAMBA_SITES",
     "SITES",
     "Block",
+    "CausalBlock",
     "DecoderConfig",
     "EncoderBlock",
     "EncoderConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "MambaSteps",
     "Mlp",
     "Norm",
+    "PostNormLayer",
     "activation",
     "advance_mamba",
     "causal_conv",
