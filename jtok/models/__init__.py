@@ -11,6 +11,7 @@ from jtok.models.foreign import TextCache, logits_target
 from jtok.models.generation_config import GenerationConfig
 from jtok.models.mamba import MambaCache
 from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
+from jtok.models.pseudo import pseudo_score
 from jtok.models.scoring import Scores, encode, score
 from jtok.models.segments import (
     cut_layers,
@@ -57,6 +58,7 @@ __all__ = [
     "masked_rows",
     "model_target",
     "pool",
+    "pseudo_score",
     "relative_bias",
     "run_segment",
     "save",

@@ -76,7 +76,7 @@ def classify(
 
 def pool(
     hidden: Float[Array, "batch seq dim"],
-    mask: Bool[Array, "batch seq"] | None = None,
+    mask: Any = None,
     *,
     how: Literal["mean", "cls", "pooler"] = "mean",
     model: Model | None = None,

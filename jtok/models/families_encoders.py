@@ -168,13 +168,13 @@ def _read_t5(fields: Fields) -> Fields:
         raise UnsupportedCheckpointError(f"architecture {named!r}{near(named, _T5)}.")
     refuse(fields, is_decoder=False)
     parts = fields.get("feed_forward_proj", "relu").split("-")
-    gated = parts[0] == "gated" and len(parts) == 2
-    act = "gelu_tanh" if parts == ["gated", "gelu"] else activation(parts[-1])
+    gated = len(parts) == 2 and parts[0] == "gated"
     if not gated and len(parts) != 1:
         raise UnsupportedCheckpointError(
             f"feed_forward_proj={'-'.join(parts)!r}, expected an activation, or one "
             "after 'gated-'."
         )
+    act = "gelu_tanh" if parts == ["gated", "gelu"] else activation(parts[-1])
     return {
         "vocab_size": fields["vocab_size"],
         "width": fields["d_model"],

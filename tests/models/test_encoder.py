@@ -472,8 +472,8 @@ def test_encoders_neither_cache_nor_decode():
         models.score(model, [[1, 2]])
     with pytest.raises(ArgumentError, match=r"mask: got .shape \(1, 3\)"):
         model(ids, mask=jnp.ones((1, 3), bool))
-    with pytest.raises(ArgumentError, match=r"positions: got .shape \(2,\)"):
-        model(ids, positions=jnp.arange(2))
+    with pytest.raises(ArgumentError, match=r"positions: got .shape \(1, 3\)"):
+        model(ids, positions=jnp.arange(3)[None])
 
 
 @pytest.mark.parametrize(
