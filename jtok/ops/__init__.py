@@ -1,8 +1,10 @@
 """Array-to-array primitives: no model, no vocabulary, no state."""
 
 from jtok.ops.attention import attention, cached_attention, write_rows
+from jtok.ops.energy import energy, unit_rows
 from jtok.ops.local_attention import local_attention
 from jtok.ops.penalties import Penalties, count_tokens, node_counts, penalize
+from jtok.ops.plan import Plan, identity_plan, join_plan, keep_plan
 from jtok.ops.queries import query_attention
 from jtok.ops.readouts import Draw, Readout, Want, readout_logits
 from jtok.ops.sampling import (
@@ -26,6 +28,7 @@ from jtok.ops.unembed import (
 __all__ = [
     "Draw",
     "Penalties",
+    "Plan",
     "Readout",
     "Tree",
     "VocabStatistics",
@@ -37,8 +40,12 @@ __all__ = [
     "cached_attention",
     "count_tokens",
     "cross_entropy",
+    "energy",
     "filter_logits",
     "gumbel_at",
+    "identity_plan",
+    "join_plan",
+    "keep_plan",
     "kl_divergence",
     "local_attention",
     "node_counts",
@@ -52,6 +59,7 @@ __all__ = [
     "segment_attention",
     "selective_scan",
     "uniform_at",
+    "unit_rows",
     "vocab_statistics",
     "write_rows",
 ]

@@ -68,7 +68,7 @@ def pool_segments(
         count = jnp.sum(member, axis=1)
     else:
         total = _per_row(jax.ops.segment_sum, wide, bins, num_segments)
-        ones = jnp.ones(bins.shape, jnp.float32)
+        ones = jnp.ones_like(bins, jnp.float32)
         count = _per_row(jax.ops.segment_sum, ones, bins, num_segments)
     if reduce == "mean":
         total = total / jnp.maximum(count, 1)[..., None]

@@ -1,0 +1,194 @@
+"""Token Merging: even tokens join the most similar odd ones.
+
+Source: Bolya et al. 2023, arXiv 2210.09461.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jtok.compress.matching import (
+    Sides,
+    best_matches,
+    budget_of,
+    check_metric,
+    plan_of,
+    ranks_among,
+)
+from jtok.errors import check
+from jtok.ops.plan import Plan, join_plan
+
+__all__ = ["grouped", "random_merge", "tome"]
+
+Order = Literal["official", "source"]
+
+
+def tome(
+    metric: Float[Array, "batch seq dim"],
+    *,
+    remove: int | None = None,
+    keep: float | None = None,
+    protect: int = 0,
+    valid: Bool[Array, "batch seq"] | None = None,
+    order: Order = "official",
+    position: Float[Array, "batch seq axes"] | None = None,
+    size: Float[Array, "batch seq"] | None = None,
+) -> Plan:
+    """Merges the even tokens that are most similar to an odd one.
+
+    Tokens at even places may join tokens at odd places; of all, the `remove` most
+    similar pairs are merged. Several tokens may join one. Ties go to the lower index.
+    Padding never joins anything and leaves first; of a row with padding as many tokens
+    leave as of that row without it.
+
+    Args:
+      metric: `[batch, seq, dim]` what similarity is computed on, any scale.
+      remove: tokens that leave, or
+      keep: share of the tokens that stays, `remove = floor(n - n * keep)`; of at most
+        half of the unprotected tokens can leave.
+      protect: first tokens that neither leave nor are joined (a class token is one,
+        a distillation token another).
+      valid: `[batch, seq]` bool; None lets all tokens be real.
+      order: of the rows: "official" as the paper's code has it (protected ones, then
+        the even ones that stay, most similar first where nothing is protected, then
+        the odd ones), which mixes anew what is even in the next layer; or "source".
+      position: see `join_plan`.
+      size: see `join_plan`.
+
+    Returns:
+      `Plan` with `seq - remove` rows.
+
+    Raises:
+      ArgumentError: `keep` outside of 0 to 1, `remove` below 0, none or both of them,
+        `protect` beyond the tokens, or shapes that do not fit.
+
+    Source: Bolya et al. 2023, arXiv 2210.09461, section 3, and its code. Differs: any
+      number of protected tokens, padding, all-zero rows.
+
+    Example:
+      >>> x = jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [-1.0, 0.0]]])
+      >>> tome(x, remove=1).assign.tolist()
+      [[0, 1, 1, 2]]
+    """
+    check(order in ("official", "source"), "order", order, "'official' or 'source'")
+    real = check_metric(metric, protect, valid)
+    batch, seq = real.shape
+    # Protected tokens count where the two sides alternate, but not in the limit.
+    budget = budget_of(
+        real, protect, lambda count: count // 2, keep=keep, remove=remove
+    )
+    index = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
+    free = real & (index >= protect)
+    sides = Sides(index[:, ::2], index[:, 1::2], free[:, ::2], free[:, 1::2])
+    metric = jax.lax.stop_gradient(metric)
+    best, joined = best_matches(metric, sides)
+    rank = ranks_among(best)
+    leaves = (rank < budget.each[:, None]) & (best > -jnp.inf)
+    place = index
+    if order == "official":
+        even = index[:, ::2] if protect else rank
+        place = place.at[:, ::2].set(even).at[:, 1::2].add(seq)
+        place = jnp.where(index < protect, index - seq, place)
+    return plan_of(
+        sides, joined, leaves, place, seq - budget.most, real,
+        position=position, size=size,
+    )  # fmt: skip
+
+
+def grouped(
+    metric: Float[Array, "batch seq dim"], every: int, **described: Any
+) -> Plan:
+    """Of every group of neighbours, all join the most similar last one of a group.
+
+    Args:
+      metric: `[batch, seq, dim]`.
+      every: tokens of a group; what does not fill one at the end is dropped.
+      **described: `position` and `size`, see `join_plan`.
+
+    Returns:
+      `Plan` with `seq // every` rows.
+
+    Raises:
+      ArgumentError: `every` below 2, or no whole group.
+
+    Source: `kth_bipartite_soft_matching` of the code of arXiv 2210.09461.
+
+    Example:
+      >>> grouped(jnp.ones((1, 5, 2)), 2).assign.tolist()
+      [[0, 0, 0, 1, -1]]
+    """
+    real = check_metric(metric, 0, None)
+    batch, seq = real.shape
+    check(2 <= every <= seq, "every", every, f"2 to {seq}, the tokens")
+    rows = seq // every
+    index = jnp.broadcast_to(
+        jnp.arange(rows * every, dtype=jnp.int32), (batch, rows * every)
+    )
+    cut = index.reshape(batch, rows, every)
+    source, target = cut[..., :-1].reshape(batch, -1), cut[..., -1]
+    sides = Sides(
+        source, target, jnp.ones_like(source, bool), jnp.ones_like(target, bool)
+    )
+    _, joined = best_matches(jax.lax.stop_gradient(metric), sides)
+    inside = real & (jnp.arange(seq) < rows * every)[None]
+    order = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
+    leaves = jnp.ones_like(source, bool)
+    return plan_of(sides, joined, leaves, order, rows, inside, **described)
+
+
+def random_merge(
+    metric: Float[Array, "batch seq dim"],
+    key: Array,
+    *,
+    remove: int | None = None,
+    keep: float | None = None,
+    protect: int = 0,
+    valid: Bool[Array, "batch seq"] | None = None,
+    drop: bool = False,
+    **described: Any,
+) -> Plan:
+    """Random tokens leave: each joins the most similar of the others, or is dropped.
+
+    The baseline that any method must beat.
+
+    Args:
+      metric: `[batch, seq, dim]`.
+      key: PRNG key.
+      remove: tokens that leave, or
+      keep: share of the unprotected tokens that stays.
+      protect: first tokens that neither leave nor are joined.
+      valid: `[batch, seq]` bool; None lets all tokens be real.
+      drop: drop the tokens instead of merging them.
+      **described: `position` and `size`, see `join_plan`.
+
+    Returns:
+      `Plan` with `seq - remove` rows, in the order of the tokens.
+
+    Raises:
+      ArgumentError: as for `tome`, but that all unprotected tokens but one may leave.
+
+    Source: the random baseline of the code of arXiv 2210.09461 and 2405.16148.
+
+    Example:
+      >>> x = jnp.ones((1, 6, 2))
+      >>> random_merge(x, jax.random.key(0), remove=2).num_rows
+      4
+    """
+    real = check_metric(metric, protect, valid)
+    batch, seq = real.shape
+    limit = lambda count: max(count - 1, 0)
+    budget = budget_of(real, protect, limit, keep=keep, remove=remove)
+    index = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
+    free = real & (index >= protect)
+    draw = jax.random.uniform(key, (batch, seq))
+    rank = ranks_among(jnp.where(free, draw, -jnp.inf))
+    leaves = rank < budget.each[:, None]
+    rows = seq - budget.most
+    if drop:
+        joins = jnp.where(leaves, -1, index)
+        return join_plan(joins, index, rows, valid=real & ~leaves, **described)
+    sides = Sides(index, index, free & leaves, free & ~leaves)
+    _, joined = best_matches(jax.lax.stop_gradient(metric), sides)
+    return plan_of(sides, joined, leaves, index, rows, real, **described)
