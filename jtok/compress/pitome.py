@@ -80,7 +80,7 @@ def pitome(
       >>> near = [[1.0, 0.0], [1.0, 0.1], [0.9, 0.1], [1.0, 0.2]]
       >>> x = jnp.array([near + [[0.0, 1.0], [-1.0, 0.0]]])
       >>> pitome(x, remove=2).size.tolist()
-      [[1.0, 1.0, 2.0, 2.0]]
+      [[1.0, 1.0, 3.0, 1.0]]
     """
     check(rule in _RULES, "rule", rule, f"one of {', '.join(_RULES)}")
     check(order in ("official", "source"), "order", order, "'official' or 'source'")
