@@ -29,12 +29,44 @@ def rows(vocabulary, *, width=6, tied=False, dtype=jnp.float32, seed=0, spare=2)
     return embed.Rows(jnp.asarray(drawn[0], dtype), head, vocabulary)
 
 
+def donor(width=8):
+    """Rows of another model for the target."""
+    return rows(vocabularies()[1], width=width, seed=7)
+
+
+def vectors(vocabulary, seed):
+    return np.random.default_rng(seed).normal(size=(vocabulary.size, 5))
+
+
+def aligned():
+    """Four source tokens for every target token, some never met."""
+    source, target = vocabularies()
+    drawn = np.random.default_rng(3)
+    ids = drawn.integers(-1, source.size, (target.size, 4)).astype(np.int32)
+    return ids, drawn.integers(0, 3, ids.shape).astype(np.float32)
+
+
 # Name -> how to make it; each paper adds its line.
 METHODS = {
     "zero": embed.zero,
     "mean": embed.mean,
     "normal": embed.normal,
     "fitted_normal": embed.fitted_normal,
+    "subword_mean": embed.subword,
+    "subword_sum": lambda: embed.subword("sum"),
+    "subword_weighted_mean": lambda: embed.subword("weighted_mean"),
+    "subword_first_last": lambda: embed.subword("first_last", whole=True),
+    "omp": lambda: embed.omp(donor(), k=4),
+    "omp_cosine": lambda: embed.omp(donor(), k=4, normalize_atoms=True, batch=5),
+    "mp_rope": lambda: embed.mp_rope(donor(), k=3, heads=(2, 1)),
+    "common_interpolation": lambda: embed.common_interpolation(donor(), k=3),
+    "procrustes": lambda: embed.procrustes(donor()),
+    "linear_map": lambda: embed.linear_map(donor()),
+    "least_squares": lambda: embed.linear_map(donor(), penalty=0.0),
+    "sparse_basis": lambda: embed.sparse_basis(donor(), k=2),
+    "focus": lambda: embed.focus(vectors(vocabularies()[1], 1)),
+    "wechsel": lambda: embed.wechsel(*map(vectors, vocabularies(), (0, 1))),
+    "trans_tokenization": lambda: embed.trans_tokenization(*aligned()),
 }
 
 

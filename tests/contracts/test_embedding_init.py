@@ -39,9 +39,9 @@ def test_shared_rows_are_copied_bit_for_bit(name, dtype):
 
 @EVERY
 def test_equal_vocabularies_give_the_same_matrix(name):
-    source, _ = vocabularies()
-    old = rows(source, spare=0)
-    made_in, made_out, report = run(name, old, source)
+    _, target = vocabularies()
+    old = rows(target, spare=0)
+    made_in, made_out, report = run(name, old, target)
     np.testing.assert_array_equal(made_in, old.input)
     np.testing.assert_array_equal(made_out, old.output)
     assert set(report.counts()) == {"copied", "role"} and not report.warnings
