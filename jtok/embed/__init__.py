@@ -50,6 +50,7 @@ from jtok.embed.rope_pursuit import (
 )
 from jtok.embed.simple import fitted_normal, fitted_rows, mean, normal, zero
 from jtok.embed.subword import piece_weights, subword
+from jtok.embed.transplant import restore, transplant, transplant_record
 from jtok.embed.unit_lm import init_units, unit_hidden, unit_logits
 from jtok.embed.weighted import weighted_rows
 from jtok.embed.word_config import UnitConfig, WordPooledConfig
@@ -131,6 +132,7 @@ __all__ = [
     "packed_scores",
     "piece_weights",
     "procrustes",
+    "restore",
     "rope_pursuit",
     "rotation",
     "rows_of",
@@ -140,6 +142,8 @@ __all__ = [
     "subword",
     "tokenadapt",
     "trans_tokenization",
+    "transplant",
+    "transplant_record",
     "turn",
     "under_trained_rows",
     "unit_hidden",

@@ -55,7 +55,7 @@ def omp(
         shares tokens with it.
       k: shared tokens in a combination, at least 1.
       normalize_atoms: choose by cosine, not by inner product.
-      batch: targets at a time; the result does not depend on it.
+      batch: targets at a time; the choices do not depend on it.
       implementation: see `orthogonal_pursuit`.
       progress: called with the matrix, targets done and all, after each batch.
       resume: folder for finished batches, so that a run that was killed goes on; they
@@ -131,7 +131,8 @@ def _batches(
     """Solves batch by batch; those that a killed run left are read."""
     k, normalize = settings.k, settings.normalize_atoms
     atoms = view.atoms.astype(targets.dtype)
-    count, size = targets.shape[0], settings.batch
+    count = targets.shape[0]
+    size = min(settings.batch, max(count, 1))
     solve, gram = _solver(targets, atoms, settings)
     stamp = _stamp(targets, atoms, k, normalize) if settings.resume else ""
     for start in range(0, count, size):
@@ -154,7 +155,7 @@ def _solver(targets: jax.Array, atoms: jax.Array, settings: _Settings) -> Any:
     k, implementation = settings.k, settings.implementation
     mesh = current_mesh()
     if implementation is None:
-        cheap = gram_is_cheaper(targets.shape[0], *atoms.shape, k)
+        cheap = gram_is_cheaper(len(targets), len(atoms), atoms.shape[1], k)
         cpu = jax.default_backend() == "cpu" and mesh is None
         implementation = "gram" if cheap and cpu else "direct"
     gram = gram_matrix(atoms) if implementation == "gram" else None
@@ -190,6 +191,8 @@ def _write(file: pathlib.Path | None, found: Pursuit) -> None:
     if file is None or file.is_file():
         return
     content = io.BytesIO()
-    arrays = {name: np.asarray(x) for name, x in zip(found._fields, found, strict=True)}
+    arrays: dict[str, Any] = {
+        name: np.asarray(x) for name, x in zip(found._fields, found, strict=True)
+    }
     np.savez(content, **arrays)
     files.write_atomic(file, content.getvalue())

@@ -90,7 +90,7 @@ def orthogonal_pursuit(
     """
     targets, atoms = _checked(targets, atoms, k)
     if implementation is None:
-        sizes = (targets.shape[0], *atoms.shape, k)
+        sizes = (targets.shape[0], atoms.shape[0], atoms.shape[1], k)
         cheaper = gram is not None or gram_is_cheaper(*sizes)
         cheaper = cheaper and _whole(targets, atoms)
         implementation = "gram" if cheaper else "direct"
@@ -121,12 +121,10 @@ def _checked(targets: Any, atoms: Any, k: int) -> tuple[jax.Array, jax.Array]:
 
 def _whole(*arrays: jax.Array) -> bool:
     """Whether arrays lie on one CPU device, outside of a trace."""
-    return all(
-        not isinstance(array, jax.core.Tracer)
-        and len(array.sharding.device_set) == 1
-        and next(iter(array.sharding.device_set)).platform == "cpu"
-        for array in arrays
-    )
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
+        return False
+    devices: set[Any] = set().union(*(array.devices() for array in arrays))
+    return len(devices) == 1 and devices.pop().platform == "cpu"
 
 
 def _block(targets: jax.Array, atoms: jax.Array) -> int | None:

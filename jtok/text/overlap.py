@@ -227,6 +227,8 @@ def overlap(
             new.append(id_)
     columns = np.array(pairs, np.int32).reshape(-1, 3)
     first = _first_of_each(columns)
+    if compat == "official":  # which fits nothing to tokens that match by byte
+        first &= columns[:, 2] == 1
     new_ids = np.array(new, np.int32)
     return Overlap(columns[:, 0], columns[:, 1], first, new_ids, roles)
 
