@@ -11,6 +11,7 @@ from jtok.models.foreign import TextCache, logits_target
 from jtok.models.generation_config import GenerationConfig
 from jtok.models.mamba import MambaCache
 from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
+from jtok.models.paddle import from_paddle
 from jtok.models.pseudo import pseudo_score
 from jtok.models.scoring import Scores, encode, score
 from jtok.models.segments import (
@@ -50,6 +51,7 @@ __all__ = [
     "encode",
     "family_of",
     "final_norm",
+    "from_paddle",
     "init",
     "init_cache",
     "load",

@@ -26,6 +26,7 @@ from jtok.testing.drafters import (
     random_drafter,
 )
 from jtok.testing.goldens import Golden, load_golden
+from jtok.testing.grams import tiny_grams
 from jtok.testing.laws import (
     CandidateLaw,
     ChainLaw,
@@ -66,6 +67,7 @@ __all__ = [
     "recurrent_target",
     "steps",
     "tiny_config",
+    "tiny_grams",
     "tiny_model",
     "tiny_vocabulary",
     "tolerance",
