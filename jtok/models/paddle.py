@@ -71,7 +71,7 @@ def from_paddle(
       jtok.errors.CheckpointError: tensors: missing word_emb.weight, pos_emb.weight.
     """
     named = {name: _place(name) for name in tensors}
-    unknown = sorted(name for name, place in named.items() if place is None)
+    unknown = sorted(name for name, place in named.items() if not place)
     if unknown:
         raise CheckpointError(f"tensors: unknown {', '.join(unknown)}.")
     missing = [n for n in ("word_emb.weight", "pos_emb.weight") if n not in tensors]
@@ -90,8 +90,8 @@ def from_paddle(
     return Model(_tree(places, config.num_layers), config, vocabulary)
 
 
-def _place(name: str) -> str | None:
-    """Where an array belongs: a path, layers by number."""
+def _place(name: str) -> str:
+    """Where an array belongs: a path, layers by number; "" for an unknown one."""
     if name in _TABLES:
         return _TABLES[name]
     kind = {"weight": "scale", "bias": "bias"}
@@ -101,14 +101,14 @@ def _place(name: str) -> str | None:
         return f"pooler/dense/{'kernel' if name.endswith('weight') else 'bias'}"
     found = _BLOCK.fullmatch(name)
     if found is None:
-        return None
+        return ""
     layer, part, which = found.groups()
     if part in _NORMS:
         return f"layers/{layer}/{_NORMS[part]}/{kind[which]}"
     if part in _LINEAR:
         leaf = "kernel" if which == "weight" else "bias"
         return f"layers/{layer}/{_LINEAR[part]}/{leaf}"
-    return None
+    return ""
 
 
 def _config(

@@ -213,7 +213,7 @@ def encode_grams(
     Example:
       >>> from jtok.testing import tiny_grams
       >>> model, batch = tiny_grams()
-      >>> encode_grams(model, batch).fine.shape
+      >>> jax.eval_shape(encode_grams, model, batch).fine.shape
       (2, 8, 32)
     """
     params, config = model.params, model.config

@@ -9,7 +9,7 @@ from typing import Any
 from flax import struct
 
 from jtok import nn
-from jtok.errors import VocabMismatchError, check
+from jtok.errors import ArgumentTypeError, VocabMismatchError, check
 from jtok.models import Model
 from jtok.models.families_heads import head_options
 from jtok.text import Lexicon
@@ -65,7 +65,10 @@ class GramConfig:
         return self.encoder.vocab_size + self.lexicon_size
 
 
-def _check_encoder(name: str, sizes: nn.EncoderConfig) -> None:
+def _check_encoder(name: str, sizes: Any) -> None:
+    if not isinstance(sizes, nn.EncoderConfig):
+        kind = type(sizes).__name__
+        raise ArgumentTypeError(f"{name}: got a {kind}, expected an EncoderConfig.")
     plain = sizes.positions == "learned" and not sizes.norm_first
     plain = plain and not sizes.windows
     expected = "learned positions, norms that come last and no windows"
@@ -104,7 +107,7 @@ def gram_config(
       model: the encoder; what it has of heads and pooler is left out.
       lexicon: the n-grams.
       generator_layers: of a generator as wide as the encoder; 0 for none.
-      rank: see `GramConfig`, and so `tied`.
+      rank: width of the table of all classes; None makes it the encoder's.
       tied: generator and main model share the table of all classes.
 
     Returns:
@@ -122,9 +125,9 @@ def gram_config(
       >>> gram_config(tiny_model(family="bert"), lexicon).num_classes
       97
     """
-    _check_lexicon(model, lexicon)
     sizes = model.config
     _check_encoder("model", sizes)
+    _check_lexicon(model, lexicon)
     good = 0 <= generator_layers <= sizes.num_layers
     wanted = f"0 to {sizes.num_layers}"
     check(good, "generator_layers", generator_layers, wanted)

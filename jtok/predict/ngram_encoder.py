@@ -72,9 +72,10 @@ def encode_with_queries(
 
     Example:
       >>> from jtok.testing import tiny_model
-      >>> model, x = tiny_model(family="bert"), jnp.ones((1, 4, 32))
-      >>> out = encode_with_queries(model.params, model.config, x,
-      ...     jnp.ones((1, 4), bool), queries=x[:, :2], places=jnp.array([[1, 1]]))
+      >>> model, mask = tiny_model(family="bert"), jnp.ones((1, 4), bool)
+      >>> out = jax.eval_shape(lambda x: encode_with_queries(
+      ...     model.params, model.config, x, mask, queries=x[:, :2],
+      ...     places=jnp.array([[1, 1]])), jnp.ones((1, 4, 32)))
       >>> out.fine.shape
       (1, 2, 32)
     """
