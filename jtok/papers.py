@@ -207,6 +207,14 @@ PAPERS: tuple[Paper, ...] = (
         slug="lexinvariant",
         title="Lexinvariant Language Models",
         arxiv="2305.16349",
+        symbols=(
+            "jtok.embed.lexinvariant_from",
+            "jtok.embed.lexinvariant_loss",
+            "jtok.embed.lexinvariant_target",
+            "jtok.embed.permutation_mixture",
+        ),
+        experiment="experiments.lexinvariant",
+        status="partial",
         claim=(
             "A model without fixed embeddings deciphers in context and reasons 4x "
             "better on synthetic tasks."

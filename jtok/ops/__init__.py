@@ -1,12 +1,51 @@
 """Array-to-array primitives: no model, no vocabulary, no state."""
 
-from jtok.ops.attention import attention, cached_attention, write_rows
-from jtok.ops.energy import energy, unit_rows
-from jtok.ops.local_attention import local_attention
-from jtok.ops.penalties import Penalties, count_tokens, node_counts, penalize
-from jtok.ops.plan import Plan, identity_plan, join_plan, keep_plan
-from jtok.ops.queries import query_attention
-from jtok.ops.readouts import Draw, Readout, Want, readout_logits
+from jtok.ops.attention import (
+    attention,
+    cached_attention,
+    write_rows,
+)
+from jtok.ops.energy import (
+    energy,
+    unit_rows,
+)
+from jtok.ops.generated_rows import (
+    GeneratedTable,
+    generated_rows,
+    generated_table,
+    random_entries,
+    table_rows,
+)
+from jtok.ops.generated_softmax import (
+    RowStatistics,
+    generated_cross_entropy,
+    generated_log_sum_exp,
+    generated_statistics,
+)
+from jtok.ops.local_attention import (
+    local_attention,
+)
+from jtok.ops.penalties import (
+    Penalties,
+    count_tokens,
+    node_counts,
+    penalize,
+)
+from jtok.ops.plan import (
+    Plan,
+    identity_plan,
+    join_plan,
+    keep_plan,
+)
+from jtok.ops.queries import (
+    query_attention,
+)
+from jtok.ops.readouts import (
+    Draw,
+    Readout,
+    Want,
+    readout_logits,
+)
 from jtok.ops.sampling import (
     filter_logits,
     gumbel_at,
@@ -14,9 +53,19 @@ from jtok.ops.sampling import (
     row_keys,
     uniform_at,
 )
-from jtok.ops.segments import pool_segments, segment_attention
-from jtok.ops.selective_scan import advance_state, selective_scan
-from jtok.ops.tree import Tree, ancestor_mask, ancestor_path
+from jtok.ops.segments import (
+    pool_segments,
+    segment_attention,
+)
+from jtok.ops.selective_scan import (
+    advance_state,
+    selective_scan,
+)
+from jtok.ops.tree import (
+    Tree,
+    ancestor_mask,
+    ancestor_path,
+)
 from jtok.ops.unembed import (
     VocabStatistics,
     cross_entropy,
@@ -27,9 +76,11 @@ from jtok.ops.unembed import (
 
 __all__ = [
     "Draw",
+    "GeneratedTable",
     "Penalties",
     "Plan",
     "Readout",
+    "RowStatistics",
     "Tree",
     "VocabStatistics",
     "Want",
@@ -42,6 +93,11 @@ __all__ = [
     "cross_entropy",
     "energy",
     "filter_logits",
+    "generated_cross_entropy",
+    "generated_log_sum_exp",
+    "generated_rows",
+    "generated_statistics",
+    "generated_table",
     "gumbel_at",
     "identity_plan",
     "join_plan",
@@ -53,11 +109,13 @@ __all__ = [
     "pool_segments",
     "purpose_keys",
     "query_attention",
+    "random_entries",
     "readout",
     "readout_logits",
     "row_keys",
     "segment_attention",
     "selective_scan",
+    "table_rows",
     "uniform_at",
     "unit_rows",
     "vocab_statistics",
