@@ -94,8 +94,11 @@ def lexinvariant_hidden(
       >>> lexinvariant_hidden(model, jnp.array([[5, 6]]), table).shape
       (1, 2, 32)
     """
-    read = table_rows if isinstance(table, GeneratedTable) else embed_by_tables
-    rows = constrain(read(table, ids), "batch", "seq", "embed")
+    if isinstance(table, GeneratedTable):
+        rows = table_rows(table, ids)
+    else:
+        rows = embed_by_tables(table, ids)
+    rows = constrain(rows, "batch", "seq", "embed")
     before = jnp.pad(rows, ((0, 0), (1, 0), (0, 0)))[:, :-1]
     if positions is not None:
         before = jnp.where((positions == 0)[..., None], 0, before)
@@ -186,7 +189,7 @@ def lexinvariant_logits(
     one = (key is None) != (tables is None)
     check(one, "key", "both" if key is not None else None, "a key or tables")
     table: Any = tables
-    if tables is None:
+    if key is not None:
         index = jnp.arange(ids.shape[0]) if examples is None else examples
         table = dense_tables(lexinvariant_table(model, example_keys(key, index)))
     size = (ids.shape[0], model.config.model.vocab_size, model.config.model.width)
