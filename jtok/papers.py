@@ -267,6 +267,14 @@ PAPERS: tuple[Paper, ...] = (
         slug="omp_transplant",
         title="Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit",
         arxiv="2506.06607",
+        symbols=(
+            "jtok.embed.omp",
+            "jtok.embed.transplant",
+            "jtok.embed.orthogonal_pursuit",
+            "jtok.embed.well_trained_tokens",
+        ),
+        experiment="experiments.omp_transplant",
+        status="partial",
         claim=(
             "A new vocabulary by sparse combinations of shared tokens keeps 99% of "
             "MMLU, with no training."
