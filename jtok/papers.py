@@ -385,6 +385,15 @@ PAPERS: tuple[Paper, ...] = (
             "Adaptation and Supertoken Learning"
         ),
         arxiv="2505.09738",
+        symbols=(
+            "jtok.embed.tokenadapt",
+            "jtok.embed.hashed_ngrams",
+            "jtok.text.ChunkLaw",
+            "jtok.text.train_supertokens",
+            "jtok.text.compression",
+        ),
+        experiment="experiments.tokenadapt",
+        status="partial",
         claim=(
             "Local and global heuristics give new tokens their vectors at lower "
             "perplexity than ReTok and TransTokenizer."

@@ -1190,6 +1190,66 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="self._read[row] = np.concatenate([text, made[row]])",
         killed_by="tests/decode/test_other_vocabulary.py::test_what_the_writer_remembers_changes_nothing",
     ),
+    Mutation(
+        id="merge-first-place-stale",
+        slug="tokenadapt",
+        path="jtok/text/merging.py",
+        before="place == self._first(pair)):",
+        after="place >= 0):",
+        killed_by="tests/text/test_merging.py"
+        "::test_first_is_read_off_the_sequences_as_they_stand",
+    ),
+    Mutation(
+        id="merge-run-counted-as-overlaps",
+        slug="tokenadapt",
+        path="jtok/text/merging.py",
+        before="total += self._weight[place] if parity or not skip else 0",
+        after="total += self._weight[place]",
+        killed_by="tests/text/test_merging.py::test_a_run_of_equals",
+    ),
+    Mutation(
+        id="supertoken-one-byte-longer-than-official",
+        slug="tokenadapt",
+        path="jtok/text/supertokens.py",
+        before="max_token_length = max(2, max_token_length - 1)",
+        after="max_token_length = max(2, max_token_length)",
+        killed_by="tests/text/test_supertokens.py"
+        "::test_both_trainers_find_the_same_merges[official]",
+    ),
+    Mutation(
+        id="chunk-bulk-runs-into-the-tail",
+        slug="tokenadapt",
+        path="jtok/text/chunking.py",
+        before="return drawn[length - before >= law.longest].tolist()",
+        after="return drawn[length - before >= law.shortest].tolist()",
+        killed_by="tests/text/test_supertokens.py::test_lengths_tile_the_text",
+    ),
+    Mutation(
+        id="local-without-inner-softmax",
+        slug="tokenadapt",
+        path="jtok/embed/mixing.py",
+        before="likeness = _softmax(cosine.astype(jnp.float32), mask)",
+        after="likeness = cosine.astype(jnp.float32)",
+        killed_by="tests/embed/test_mixing.py::test_local_estimate_of_the_golden",
+    ),
+    Mutation(
+        id="threshold-ignored",
+        slug="tokenadapt",
+        path="jtok/embed/mixing.py",
+        before="kept = mask if threshold is None else mask & (cosine >= threshold)",
+        after="kept = mask",
+        killed_by="tests/embed/test_mixing.py"
+        "::test_global_estimate_of_the_golden[th0p95]",
+    ),
+    Mutation(
+        id="specials-as-neighbours",
+        slug="tokenadapt",
+        path="jtok/embed/heuristic.py",
+        before="(set() if compat else set(old.special_ids))",
+        after="set()",
+        killed_by="tests/embed/test_heuristic.py"
+        "::test_neighbours_are_neither_specials_nor_pieces_of_characters",
+    ),
 )
 
 

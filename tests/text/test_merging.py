@@ -120,13 +120,16 @@ def test_ties_go_to_smaller_ids_or_to_the_first_seen():
     assert next(PairMerger(rows, ties="first")).left == 2
 
 
-def test_a_merge_may_bring_a_tied_pair_to_the_front():
-    """What counts as first is read off the sequences as they stand."""
-    rows = [[0, 1, 2], [0, 1], [3, 4], [1, 2], [3, 4]]
-    merger = PairMerger(rows, ties="first")
-    steps = [next(merger)[:2] for _ in range(3)]
-    # (1, 2) stood first, until its first place was taken by the merge of (0, 1).
-    assert steps == [(0, 1), (3, 4), (5, 2)]
+def test_first_is_read_off_the_sequences_as_they_stand():
+    """A pair that lost its first place and gained a late one is no longer first."""
+    z, s, d, q, r, a, b = range(7)
+    rows = [[z, s, d], [q, r], [s, d], [q, r], [a, b, d]]
+    rows += [[z, s]] * 4 + [[a, b]] * 3
+    merger = PairMerger(
+        rows, ties="first", combine=lambda *pair: {(a, b): s}.get(pair, 10 + pair[0])
+    )
+    steps = [next(merger)[:2] for _ in range(4)]
+    assert steps == [(z, s), (a, b), (q, r), (s, d)]
 
 
 @pytest.mark.parametrize("overlaps, count", [(True, 4), (False, 2)])
