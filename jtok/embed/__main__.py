@@ -31,6 +31,8 @@ _METHODS: dict[str, tuple[bool, Callable[..., Any]]] = {
     "sparse_basis": (True, lambda donor, a, o: embed.sparse_basis(
         donor, k=a.k, options=o)),
     "subword": (False, lambda donor, a, o: embed.subword(options=o)),
+    "tokenadapt": (False, lambda donor, a, o: embed.tokenadapt(
+        embed.hashed_ngrams(), options=o)),
     "mean": (False, lambda donor, a, o: embed.mean(options=o)),
     "zero": (False, lambda donor, a, o: embed.zero(options=o)),
     "fitted_normal": (False, lambda donor, a, o: embed.fitted_normal(options=o)),
