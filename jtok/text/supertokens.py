@@ -39,11 +39,13 @@ def training_words(
 ) -> Counter[str]:
     """The words that BPE is trained on, in GPT-2's printable characters, counted.
 
+    Lines are brought to Unicode's form NFC; text that is encoded later is not.
+
     Args:
       lines: the corpus; no word spans two.
       separator: stands between words and is dropped; None splits by GPT-2's rule.
-      compat: "official" normalises to NFC and drops every run of 7 equal characters
-        (not newlines), which cuts there, too: long indentation is never learnt.
+      compat: "official" drops every run of 7 equal characters (not newlines) and cuts
+        there, too: long indentation is never learnt.
 
     Returns:
       Word -> how often it stands there.
