@@ -170,8 +170,10 @@ from jtok.embed.word_generation import (
     generate_words,
 )
 from jtok.embed.word_losses import (
+    UnitScores,
     WordScores,
     unit_loss,
+    unit_scores,
     word_decay,
     word_loss,
     word_optimizer,
@@ -222,6 +224,7 @@ __all__ = [
     "TextVectors",
     "Turned",
     "UnitConfig",
+    "UnitScores",
     "WordModel",
     "WordPooledConfig",
     "WordScores",
@@ -316,6 +319,7 @@ __all__ = [
     "unit_hidden",
     "unit_logits",
     "unit_loss",
+    "unit_scores",
     "wechsel",
     "weighted_rows",
     "well_trained_tokens",

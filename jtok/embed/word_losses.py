@@ -22,8 +22,10 @@ from jtok.text.alphabets import END
 from jtok.train import adamw, matrices_only
 
 __all__ = [
+    "UnitScores",
     "WordScores",
     "unit_loss",
+    "unit_scores",
     "word_decay",
     "word_loss",
     "word_optimizer",
@@ -32,6 +34,19 @@ __all__ = [
 
 PyTree = Any
 Loss = Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]
+
+
+@flax.struct.dataclass(kw_only=True)
+class UnitScores:
+    """What a unit-level model says of the units of a text.
+
+    Attributes:
+      nats: `[batch, seq - 1]` float32 of every unit but the first.
+      right: `[batch, seq - 1]` bool: no unit is more likely.
+    """
+
+    nats: jax.Array
+    right: jax.Array
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -229,6 +244,37 @@ def unit_loss(config: UnitConfig) -> Loss:
         return mean_loss(nats, counted, jnp.sum(counted & (targets == END)), state)
 
     return loss_fn
+
+
+def unit_scores(
+    params: PyTree, config: UnitConfig, units: Int[Array, "batch seq"]
+) -> UnitScores:
+    """Nats and hits of all units but the first, in chunks as `word_scores`.
+
+    Args:
+      params: the parameters.
+      config: the sizes.
+      units: `[batch, seq]` ids, one more than the model reads at once at most.
+
+    Returns:
+      `UnitScores`.
+
+    Raises:
+      ArgumentError: as for `unit_hidden`.
+
+    Source: Thawani et al. 2023, arXiv 2310.11628, baselines of the official code.
+
+    Example:
+      >>> config = UnitConfig(vocab_size=9, width=8, layers=1)
+      >>> params = init_units(config, jax.random.key(0))
+      >>> unit_scores(params, config, jnp.ones((1, 4), int)).nats.shape
+      (1, 3)
+    """
+    hidden = unit_hidden(params, config, units[:, :-1])
+    weight = params["head"]["kernel"]
+    found = vocab_statistics(hidden, weight, units[:, 1:], entropy=False)
+    right = found.target_logit >= found.max_logit
+    return UnitScores(nats=found.cross_entropy, right=right)
 
 
 def mean_loss(
