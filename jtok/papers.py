@@ -198,6 +198,16 @@ PAPERS: tuple[Paper, ...] = (
         slug="learn_your_tokens",
         title="Learn Your Tokens: Word-Pooled Tokenization for Language Modeling",
         arxiv="2310.11628",
+        symbols=(
+            "jtok.embed.WordPooledConfig",
+            "jtok.embed.word_loss",
+            "jtok.embed.packed_loss",
+            "jtok.embed.generate_words",
+            "jtok.text.split_words",
+            "jtok.text.units",
+        ),
+        experiment="experiments.learn_your_tokens",
+        status="partial",
         claim=(
             "Pooling the units of a word end to end predicts words far better than "
             "subwords or bytes."

@@ -1250,6 +1250,56 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/embed/test_heuristic.py"
         "::test_neighbours_are_neither_specials_nor_pieces_of_characters",
     ),
+    Mutation(
+        id="words-joined-across-whitespace",
+        slug="learn_your_tokens",
+        path="jtok/text/words.py",
+        before="if parts and not (word.isspace() or parts[-1].isspace()):",
+        after="if parts and not word.isspace():",
+        killed_by="tests/text/test_words.py::test_joining_gives_the_text_back",
+    ),
+    Mutation(
+        id="words-see-padding",
+        slug="learn_your_tokens",
+        path="jtok/embed/word_pooled.py",
+        before="return (at < ends)[..., None, :]",
+        after="return (at <= ends)[..., None, :]",
+        killed_by="tests/embed/test_word_pooled.py::test_padding_units_are_not_seen",
+    ),
+    Mutation(
+        id="words-spelled-from-themselves",
+        slug="learn_your_tokens",
+        path="jtok/embed/word_pooled.py",
+        before="return spell(params, config, states[:, :-1], targets, keys[2])",
+        after="return spell(params, config, states[:, 1:], targets, keys[2])",
+        killed_by="tests/embed/test_word_pooled.py"
+        "::test_nothing_depends_on_what_comes_later",
+    ),
+    Mutation(
+        id="words-have-no-end",
+        slug="learn_your_tokens",
+        path="jtok/embed/word_losses.py",
+        before="counted = jnp.arange(size)[None, None] <= lengths[..., None]",
+        after="counted = jnp.arange(size)[None, None] < lengths[..., None]",
+        killed_by="tests/embed/test_word_pooled.py"
+        "::test_spelled_words_are_a_distribution",
+    ),
+    Mutation(
+        id="packed-words-end-when-full",
+        slug="learn_your_tokens",
+        path="jtok/embed/word_packed.py",
+        before="room = ~last | (lengths < config.units)",
+        after="room = ~last | (lengths <= config.units)",
+        killed_by="tests/embed/test_word_packed.py::test_losses_and_gradients_agree",
+    ),
+    Mutation(
+        id="segments-see-padding",
+        slug="foundation",
+        path="jtok/ops/segments.py",
+        before="return same & (keys >= 0)[:, None, :]",
+        after="return same & (keys >= -1)[:, None, :]",
+        killed_by="tests/ops/test_segments.py::test_attention_is_the_loop",
+    ),
 )
 
 
