@@ -233,7 +233,8 @@ def score_words(
     pieces = data.held_out.pieces
     starts = np.arange(0, len(pieces.ids) - config.words + 1, half)[: config.scored]
     first = pieces.word[starts + half]
-    last = pieces.word[starts + config.words - 1] + 1
+    # A word that two halves share is of the second.
+    last = pieces.word[np.minimum(starts + config.words, len(pieces.ids) - 1)]
     size = len(data.held_out.words)
     nats, right = np.full(size, np.nan), np.ones(size, bool)
     if name.startswith("pooled"):
@@ -248,8 +249,8 @@ def score_words(
     use = owner >= 0
     _gather(nats, right, owner[use], unit_nats[use], hit[use])
     inner = np.arange(size)
-    # Words that the first or the last window cuts are left out.
-    whole = (inner > first[0]) & (inner < last[-1] - 1)
+    # The first word may be cut, and so is what the last window does not hold whole.
+    whole = (inner > first[0]) & (inner < last[-1])
     whole &= np.isfinite(nats)
     return Scored(np.where(whole, nats, np.nan), right & whole)
 
