@@ -5,6 +5,12 @@ from jtok.nn.config import DecoderConfig
 from jtok.nn.encoder import EncoderBlock, EncoderNorm
 from jtok.nn.encoder_config import EncoderConfig
 from jtok.nn.experts import Experts, route
+from jtok.nn.hypernetwork import (
+    Hypernetwork,
+    HypernetworkConfig,
+    PieceMixer,
+    PieceMixerConfig,
+)
 from jtok.nn.layers import Linear, Mlp, Norm, activation
 from jtok.nn.mamba import (
     MAMBA_SITES,
@@ -30,12 +36,16 @@ __all__ = [
     "EncoderConfig",
     "EncoderNorm",
     "Experts",
+    "Hypernetwork",
+    "HypernetworkConfig",
     "Linear",
     "MambaBlock",
     "MambaConfig",
     "MambaSteps",
     "Mlp",
     "Norm",
+    "PieceMixer",
+    "PieceMixerConfig",
     "PostNormLayer",
     "activation",
     "advance_mamba",
