@@ -127,6 +127,14 @@ PAPERS: tuple[Paper, ...] = (
         slug="dynamic_tokenization",
         title="Retrofitting (Large) Language Models with Dynamic Tokenization",
         arxiv="2411.18553",
+        symbols=(
+            "jtok.text.merge_batch",
+            "jtok.embed.dynamic_inputs",
+            "jtok.embed.hypernetwork",
+            "jtok.embed.candidate_target",
+        ),
+        experiment="experiments.dynamic_tokenization",
+        status="partial",
         claim=(
             "Merging frequent subwords per batch shortens text by over 20% for under "
             "2% of accuracy."
