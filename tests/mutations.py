@@ -1249,6 +1249,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="set()",
         killed_by="tests/embed/test_heuristic.py"
         "::test_neighbours_are_neither_specials_nor_pieces_of_characters",
+    ),
+    Mutation(
         id="space-inside-a-merged-token",
         slug="dynamic_tokenization",
         path="jtok/text/dynamic_merging.py",
