@@ -13,12 +13,14 @@ from jtok import embed, models, nn, train
 __all__ = ["fitting", "random_start", "small_decoder", "trained"]
 
 
-def small_decoder(vocab: int, layers: int, width: int, heads: int, length: int) -> Any:
-    """The shape of a small llama-like decoder with one table."""
+def small_decoder(
+    vocab: int, layers: int, width: int, heads: int, length: int, *, rotary: float = 1.0
+) -> Any:
+    """The shape of a small llama-like decoder; `rotary` is the share that rotates."""
     return nn.DecoderConfig(
         vocab_size=vocab, width=width, num_layers=layers, num_heads=heads,
         num_kv_heads=heads, head_dim=width // heads, mlp_width=4 * width,
-        max_positions=length, tied=True,
+        max_positions=length, tied=True, rotary_fraction=rotary,
     )  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def trained(
 def fitting(config: Any, start: Any, data: Any, steps: int, seed: int) -> Any:
     """`fit(params)` for `trained`: the same schedule and batches for all models."""
     rate = train.schedule(
-        "cosine", peak=config.learning_rate, steps=steps, floor=0.1,
+        "constant", peak=config.learning_rate, steps=steps,
         warmup=min(config.warmup, steps - 1),
     )  # fmt: skip
 

@@ -1349,6 +1349,67 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="return same & (keys >= -1)[:, None, :]",
         killed_by="tests/ops/test_segments.py::test_attention_is_the_loop",
     ),
+    Mutation(
+        id="rows-by-sequence-only",
+        slug="lexinvariant",
+        path="jtok/ops/generated_rows.py",
+        before="folded = jax.random.fold_in(_typed(key), token)",
+        after="folded = jax.random.fold_in(_typed(key), token // 2)",
+        killed_by="tests/ops/test_generated_rows.py::test_rows_are_those_of_jax_random",
+    ),
+    Mutation(
+        id="moved-block-counted-twice",
+        slug="lexinvariant",
+        path="jtok/ops/generated_softmax.py",
+        before="fresh = start + index >= fresh_from",
+        after="fresh = start + index >= 0 * fresh_from",
+        killed_by="tests/ops/test_generated_rows.py"
+        "::test_streaming_is_the_dense_softmax",
+    ),
+    Mutation(
+        id="shards-of-the-vocabulary-not-summed",
+        slug="lexinvariant",
+        path="jtok/ops/generated_softmax.py",
+        before="d_hidden = jax.lax.psum(d_hidden, layout.vocab)",
+        after="d_hidden = jax.lax.pmax(d_hidden, layout.vocab)",
+        killed_by="tests/ops/test_generated_rows.py::test_sharded_is_unsharded",
+    ),
+    Mutation(
+        id="tables-of-every-step-alike",
+        slug="lexinvariant",
+        path="jtok/embed/lexinvariant.py",
+        before="example_keys(key, jnp.asarray(index))",
+        after="example_keys(jax.random.key(0), 0 * jnp.asarray(index))",
+        killed_by="tests/embed/test_lexinvariant.py"
+        "::test_training_never_beats_uniform_on_the_first_symbol",
+    ),
+    Mutation(
+        id="keys-without-a-posterior",
+        slug="lexinvariant",
+        path="jtok/embed/oracle.py",
+        before="        new = logs + under[:, symbol]",
+        after="        new = 0 * logs + under[:, symbol]",
+        killed_by="tests/embed/test_oracle.py"
+        "::test_the_mixture_is_that_of_the_goldens[a]",
+    ),
+    Mutation(
+        id="unseen-symbols-not-shared",
+        slug="lexinvariant",
+        path="jtok/embed/invariance.py",
+        before="count = jnp.maximum(jnp.sum(~seen, axis=-1, keepdims=True), 1)",
+        after="return log_probs",
+        killed_by="tests/embed/test_lexinvariant.py"
+        "::test_first_appearance_gives_exact_invariance",
+    ),
+    Mutation(
+        id="queries-in-the-order-of-the-pairs",
+        slug="lexinvariant",
+        path="jtok/embed/in_context_tasks.py",
+        before="asked = jax.random.permutation(fourth, pairs)",
+        after="asked = shown[:pairs]",
+        killed_by="tests/embed/test_in_context_tasks.py"
+        "::test_other_draws_are_other_tasks",
+    ),
 )
 
 
