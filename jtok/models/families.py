@@ -8,7 +8,8 @@ A further family takes three steps, in the `families_*` file of its relatives:
 2. `write`, its inverse, so that new and changed models can be saved.
 3. Its weight table: a row for each kind of tensor (`linear`, `norm`, `Weight`).
 Then a line in its table of families, a golden and a line in the lists of the tests.
-A family of another kind than decoders also names its configuration, see `Backbone`.
+A family of another kind than decoders also names its configuration, see `Backbone`;
+encoders say what stands on them in `families_heads`.
 """
 
 from jtok.errors import CheckpointError, UnsupportedCheckpointError, near

@@ -11,7 +11,7 @@ from jtok.errors import (
     UnsupportedCheckpointError,
     check,
 )
-from jtok.text import _clip, _pairs, _sentencepiece, _specs, _tiktoken
+from jtok.text import _clip, _fairseq, _pairs, _sentencepiece, _specs, _tiktoken
 from jtok.text import _tokenizer_json as tj
 
 __all__ = ["read"]
@@ -172,7 +172,10 @@ Read = tuple[dict[str, Any], Mapping[str, Any]]
 def _read_sentencepiece(request: _Request) -> Read:
     request.refuse(pattern=request.pattern, specials=request.specials)
     data = _specs.read_bytes(request.file)
-    return _sentencepiece.read(data, str(request.file), request.config)
+    read = _sentencepiece.read(data, str(request.file), request.config)
+    if request.file.name == _fairseq.FILE:
+        return _fairseq.reorder(read[0], str(request.file), request.config)
+    return read
 
 
 def _read_tiktoken(request: _Request) -> Read:

@@ -10,10 +10,24 @@ from jtok.text import _tokenizer_json as tj
 __all__ = ["read_merges", "read_wordpiece"]
 
 
+# Where a pair of files has all of these it is RoBERTa's, which puts a text between.
+_ROBERTA = {
+    "bos": "<s>",
+    "cls": "<s>",
+    "eos": "</s>",
+    "sep": "</s>",
+    "pad": "<pad>",
+    "unk": "<unk>",
+    "mask": "<mask>",
+}
+
+
 def read_merges(
     vocab: Mapping[str, Any], lines: str, origin: str, pattern: str | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A `tokenizer.json` from GPT-2's `vocab.json` and `merges.txt`, and roles.
+
+    RoBERTa's pair has control tokens among its ids, which are added around a text.
 
     Args:
       vocab: printed token -> id.
@@ -55,7 +69,20 @@ def read_merges(
     level = _specs.split_by(tj.PATTERNS["gpt2"])
     split = _specs.split_by(regex)
     spec = _specs.specification(model, pre_tokenizer=split, decoder=level)
-    return spec, {}
+    if any(token not in ids for token in _ROBERTA.values()):
+        return spec, {}
+    names = dict.fromkeys(_ROBERTA.values())
+    _specs.add_specials(spec, {token: ids[token] for token in names})
+    for entry in spec["added_tokens"]:
+        entry["lstrip"] = entry["content"] == _ROBERTA["mask"]
+    spec["post_processor"] = {
+        "type": "RobertaProcessing",
+        "sep": [_ROBERTA["sep"], ids[_ROBERTA["sep"]]],
+        "cls": [_ROBERTA["cls"], ids[_ROBERTA["cls"]]],
+        "trim_offsets": True,
+        "add_prefix_space": False,
+    }
+    return spec, {f"{role}_token": token for role, token in _ROBERTA.items()}
 
 
 def read_wordpiece(
