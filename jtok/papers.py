@@ -147,6 +147,16 @@ PAPERS: tuple[Paper, ...] = (
             "for Natural Language Understanding"
         ),
         arxiv="2010.12148",
+        symbols=(
+            "jtok.text.build_lexicon",
+            "jtok.predict.gram_batches",
+            "jtok.predict.init_grams",
+            "jtok.predict.gram_loss",
+            "jtok.predict.plain_encoder",
+            "jtok.models.from_paddle",
+        ),
+        experiment="experiments.ernie_gram",
+        status="partial",
         claim=(
             "Masking n-grams as single units beats token masking on GLUE (88.1 against"
             " 86.4)."
