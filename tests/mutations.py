@@ -1432,6 +1432,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         before="return same & (keys >= 0)[:, None, :]",
         after="return same & (keys >= -1)[:, None, :]",
         killed_by="tests/ops/test_segments.py::test_attention_is_the_loop",
+    ),
+    Mutation(
         id="lexicon-crosses-documents",
         slug="ernie_gram",
         path="jtok/text/lexicon.py",
