@@ -9,10 +9,12 @@ __all__ = [
     "DataNotFoundError",
     "JtokError",
     "MissingFileError",
+    "NoCoverError",
     "TemplateError",
     "TreeError",
     "UnsupportedCheckpointError",
     "UnsupportedImplementationError",
+    "UnsupportedPretokenizerError",
     "VocabMismatchError",
     "WriteError",
     "check",
@@ -54,6 +56,14 @@ class CheckpointError(JtokError, ValueError):
 
 class UnsupportedCheckpointError(CheckpointError):
     """A checkpoint is in a format or of a family that jtok does not read."""
+
+
+class UnsupportedPretokenizerError(UnsupportedCheckpointError, NotImplementedError):
+    """A tokenizer splits or rewrites text in a way that jtok cannot follow."""
+
+
+class NoCoverError(JtokError, RuntimeError):
+    """No token sequence spells the bytes: another tokenizer made the text."""
 
 
 class MissingFileError(CheckpointError, FileNotFoundError):
