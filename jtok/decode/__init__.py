@@ -2,6 +2,10 @@
 
 from jtok.decode.ahead import lower_decode
 from jtok.decode.auxiliary import HeadsState, auxiliary_heads
+from jtok.decode.byte_ensemble import ByteEnsemble, byte_ensemble
+from jtok.decode.byte_level import ByteLevel, ByteState, byte_level
+from jtok.decode.byte_model import ByteModel
+from jtok.decode.byte_sampling import nucleus, scale_temperature
 from jtok.decode.calibrate import (
     CostCurve,
     Tuned,
@@ -13,10 +17,12 @@ from jtok.decode.calibrate import (
 from jtok.decode.draft_model import DraftState, draft_model
 from jtok.decode.drafters import find_continuation, no_drafter, prompt_lookup
 from jtok.decode.dynamic import Dynamic, dynamic, grow_tree, grow_tree_with
+from jtok.decode.fill_in import FillTokens, fill_in_middle, middle_state
 from jtok.decode.fusing import LastState, chimera, medusa
 from jtok.decode.future import FutureState, future_blocks, future_drafter, unverified
 from jtok.decode.generate import Generated, Stats, generate
 from jtok.decode.heads import draft_tree
+from jtok.decode.heal import token_healing, token_prompt
 from jtok.decode.host import HostTree, host_drafter
 from jtok.decode.mask_tokens import MaskState, mtp
 from jtok.decode.metrics import SpecBenchSummary, spec_bench_summary
@@ -60,11 +66,16 @@ from jtok.decode.verify import EXACT, accept, truncate
 __all__ = [
     "EXACT",
     "Accepted",
+    "ByteEnsemble",
+    "ByteLevel",
+    "ByteModel",
+    "ByteState",
     "CostCurve",
     "DraftState",
     "Drafter",
     "Dynamic",
     "Event",
+    "FillTokens",
     "FutureState",
     "Generated",
     "HeadsState",
@@ -91,6 +102,8 @@ __all__ = [
     "accept_typical",
     "allow_tokens",
     "auxiliary_heads",
+    "byte_ensemble",
+    "byte_level",
     "check_q",
     "chimera",
     "chimera_template",
@@ -103,6 +116,7 @@ __all__ = [
     "draft_tree",
     "dynamic",
     "exact",
+    "fill_in_middle",
     "find_continuation",
     "future_blocks",
     "future_drafter",
@@ -114,15 +128,18 @@ __all__ = [
     "load_table",
     "lower_decode",
     "medusa",
+    "middle_state",
     "mtp",
     "no_drafter",
     "node_laws",
+    "nucleus",
     "prompt_lookup",
     "prune_template",
     "recycling_template",
     "rejection",
     "rule_for",
     "save_table",
+    "scale_temperature",
     "sequential",
     "serve",
     "sorted_chain",
@@ -130,6 +147,8 @@ __all__ = [
     "spec_bench_summary",
     "spelling_dfa",
     "stream",
+    "token_healing",
+    "token_prompt",
     "token_recycling",
     "truncate",
     "tune_template",

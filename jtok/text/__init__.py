@@ -9,6 +9,7 @@ from jtok.text.alphabets import (
     units,
     words_of,
 )
+from jtok.text.byte_order import ByteOrder, byte_order
 from jtok.text.byte_tokens import ByteTokenizer, byte_converted, byte_tokenizer
 from jtok.text.chunking import (
     PUBLISHED_BINS,
@@ -51,6 +52,7 @@ from jtok.text.sampled_vocabulary import (
 )
 from jtok.text.supertokens import train_supertokens, train_word_bpe, training_words
 from jtok.text.surface_forms import SurfaceForms, bytes_of_spelled, surface_forms
+from jtok.text.validity import valid_next
 from jtok.text.vocabulary import Vocabulary
 from jtok.text.vocabulary_growth import grow_vocabulary
 from jtok.text.words import (
@@ -65,6 +67,7 @@ from jtok.text.words import (
 __all__ = [
     "PUBLISHED_BINS",
     "Alphabet",
+    "ByteOrder",
     "ByteTokenizer",
     "ChunkLaw",
     "Compression",
@@ -87,6 +90,7 @@ __all__ = [
     "build_lexicon",
     "byte_alphabet",
     "byte_converted",
+    "byte_order",
     "byte_tokenizer",
     "bytes_of_spelled",
     "char_alphabet",
@@ -126,6 +130,7 @@ __all__ = [
     "training_words",
     "units",
     "unused_separator",
+    "valid_next",
     "word_ids",
     "words_of",
 ]

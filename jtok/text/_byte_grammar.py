@@ -65,6 +65,7 @@ class ByteGrammar:
     ) -> None:
         self.table, self.merges, self.splits = table, merges, splits
         self.start: tuple[Open, ...] = (Open(),)
+        self.free, self.any_bytes = self.start, splits is None
         known = merges.reachable
         self._whole = {
             token: id_
@@ -156,9 +157,7 @@ class ByteGrammar:
         first = splits.step(state, splits.class_of(text[0]))
         return self._fit_rest(list(first), text[1:], tail)
 
-    def _fit_inside(
-        self, state: str, partial: bytes, flag: bool, data: bytes
-    ) -> _Fits:
+    def _fit_inside(self, state: str, partial: bytes, flag: bool, data: bytes) -> _Fits:
         whole = partial + data
         missing = _utf8.char_length(partial[0]) - len(partial)
         if len(data) < missing:
@@ -174,9 +173,7 @@ class ByteGrammar:
         first = [(False, after) for begins, after in steps if begins == flag]
         return self._fit_rest(first, text[1:], tail)
 
-    def _fit_rest(
-        self, paths: list[tuple[bool, str]], text: str, tail: bytes
-    ) -> _Fits:
+    def _fit_rest(self, paths: list[tuple[bool, str]], text: str, tail: bytes) -> _Fits:
         splits = self._splits
         for char in text:
             kind = splits.class_of(char)
@@ -330,7 +327,7 @@ class ByteGrammar:
         return functools.lru_cache(maxsize=64)(self._of_classes)
 
     def _of_classes(self, state: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`[size]` bool: tokens may begin a pretoken, go on with one, or need a look."""
+        """`[size]` bool: may begin a pretoken, may go on with one, needs a look."""
         examples, of = self._shapes
         begin, inside, unsure = np.zeros((3, len(examples) + 1), bool)
         for shape, token in enumerate(examples):

@@ -48,6 +48,8 @@ class PieceGrammar:
     ) -> None:  # fmt: skip
         self.table, self.merges, self.prefix = table, merges, prefix
         self.start: tuple[Inside, ...] = (Inside(),)
+        self.free: tuple[Inside, ...] = (Inside(fresh=False),)
+        self.any_bytes = False
         self._bytes = byte_ids
         self._letters = frozenset(merges.letters)
         counts: dict[bytes, int] = {}

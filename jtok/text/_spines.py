@@ -12,7 +12,6 @@ pair goes first, so a merge is written as `rank * _SPAN + place`, where the plac
 that of its first letter. Places count from the start of a token, or from the boundary.
 """
 
-import bisect
 import dataclasses
 import functools
 import heapq
@@ -168,7 +167,9 @@ class Merges:
         return table
 
     @functools.cached_property
-    def _tour(self) -> tuple[np.ndarray, dict[int, tuple[int, list[Moment], list[int]]]]:
+    def _tour(
+        self,
+    ) -> tuple[np.ndarray, dict[int, tuple[int, list[Moment], list[int]]]]:
         """Tokens so ordered that those with a node on their left spine are a range.
 
         Below a node stand the tokens that it begins, the latest made first, so that
@@ -201,7 +202,9 @@ class Merges:
         return np.asarray(tour, np.int64), spans
 
 
-def _taken(span: tuple[int, list[Moment], list[int]], moment: Moment) -> tuple[int, int]:
+def _taken(
+    span: tuple[int, list[Moment], list[int]], moment: Moment
+) -> tuple[int, int]:
     """The range of the tour where a node is still on the left edge at a moment."""
     place, moments, ends = span
     low, high = 0, len(moments)  # falling, so that bisect does not serve

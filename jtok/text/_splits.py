@@ -71,9 +71,13 @@ class Splits:
     def class_of(self, char: str) -> int:
         """The class of a character."""
         block, place = divmod(ord(char), 256)
+        return self.block(block)[place]
+
+    def block(self, block: int) -> list[int]:
+        """The classes of 256 code points."""
         if block not in self._blocks:
             self._blocks[block] = self._classify(block)
-        return self._blocks[block][place]
+        return self._blocks[block]
 
     def classes_of(self, partial: bytes) -> frozenset[int]:
         """The classes of all characters that begin with some bytes."""
@@ -101,9 +105,7 @@ class Splits:
         if state in _OPEN:
             return False
         if state == "alone":  # one space before what is none
-            return kind not in _SPACES and (
-                self.kind == "gpt2" or kind not in LETTERS
-            )
+            return kind not in _SPACES and (self.kind == "gpt2" or kind not in LETTERS)
         if state == "alone, digit":
             return kind == N
         if state == "run":  # its last space goes to what follows
@@ -205,17 +207,18 @@ def splits_of(kind: str) -> Splits:
 def _classes_of(kind: str, partial: bytes) -> frozenset[int]:
     splits, points = splits_of(kind), _utf8.code_points(partial)
     found = {P} if points[-1] >= 0x40000 else set()  # no letters, digits or spaces
-    for point in points[: max(0, 0x40000 - points[0])]:
-        found.add(splits.class_of(chr(point)))
+    end = min(points[-1] + 1, 0x40000)
+    for block in range(points[0] // 256, (end + 255) // 256):
+        part = splits.block(block)
+        first, last = max(points[0] - 256 * block, 0), min(end - 256 * block, 256)
+        found.update(part[first:last])
     return frozenset(found)
 
 
 def _matches(regex: str, text: str) -> set[int]:
     """Places of the characters that a regex matches, one at a time."""
     cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(regex), "removed")
-    missed = {
-        place
-        for _, (start, end) in cut.pre_tokenize_str(text)
-        for place in range(start, end)
-    }
-    return set(range(len(text))) - missed
+    places = set(range(len(text)))
+    for _, (start, end) in cut.pre_tokenize_str(text):
+        places.difference_update(range(start, end))
+    return places

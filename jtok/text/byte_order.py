@@ -158,7 +158,7 @@ class ByteOrder:
 
 
 def _after(prefix: bytes) -> bytes | None:
-    """The least bytes behind all that begin with a prefix; None where there are none."""
+    """The least bytes behind all that begin with a prefix; None where none are."""
     head = prefix.rstrip(b"\xff")
     return head[:-1] + bytes([head[-1] + 1]) if head else None
 

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Integer
@@ -18,6 +18,7 @@ from jtok.text.vocabulary import Vocabulary
 __all__ = ["Grammar", "grammar_of", "valid_next"]
 
 
+@runtime_checkable
 class Grammar(Protocol):
     """What may follow what: an automaton over the ordinary tokens of a vocabulary.
 
@@ -25,9 +26,13 @@ class Grammar(Protocol):
       start: the configurations before any token, and after a special one.
       table: the bytes of every id; empty for gaps and special tokens.
       prefix: bytes that the tokenizer puts before a text.
+      free: configurations of which any text may follow.
+      any_bytes: whether texts may be no UTF-8.
     """
 
     start: tuple[Any, ...]
+    free: tuple[Any, ...]
+    any_bytes: bool
     table: list[bytes]
     prefix: bytes
 
@@ -133,9 +138,10 @@ def _check(vocabulary: Vocabulary) -> None:
         why = f"the pretokeniser {name!r} of a {kind} vocabulary"
     elif not vocabulary.round_trips:
         why = f"a {kind} vocabulary that rewrites text or lacks some byte"
-    elif any(leaf.get("add_prefix_space") for leaf in _leaves(spec, "pre_tokenizer")):
-        if kind == "byte_bpe":
-            why = "the pretokeniser option add_prefix_space"
+    elif kind == "byte_bpe" and any(
+        leaf.get("add_prefix_space") for leaf in _leaves(spec, "pre_tokenizer")
+    ):
+        why = "the pretokeniser option add_prefix_space"
     if why:
         raise UnsupportedPretokenizerError(
             f"vocabulary: got {why}, which cannot be followed; expected byte-level BPE "
