@@ -43,6 +43,17 @@ PAPERS: tuple[Paper, ...] = (
             "Tasks and Model Ensembles"
         ),
         arxiv="2410.09303",
+        symbols=(
+            "jtok.text.valid_next",
+            "jtok.text.byte_order",
+            "jtok.decode.byte_level",
+            "jtok.decode.byte_ensemble",
+            "jtok.decode.fill_in_middle",
+            "jtok.decode.token_healing",
+            "jtok.decode.token_prompt",
+        ),
+        experiment="experiments.byte_probabilities",
+        status="partial",
         claim=(
             "Exact next-byte probabilities without training: about 18% better "
             "completion after a cut inside a token."

@@ -1574,6 +1574,57 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/embed/test_in_context_tasks.py"
         "::test_other_draws_are_other_tasks",
     ),
+    Mutation(
+        id="merges-before-they-are-possible",
+        slug="byte_probabilities",
+        path="jtok/text/_spines.py",
+        before="return (*(x for x in ready if x > merge), merge)",
+        after="return (merge,)",
+        killed_by="tests/text/test_validity.py"
+        "::test_pairs_by_their_trees_are_those_that_merging_keeps_apart",
+    ),
+    Mutation(
+        id="apostrophe-before-any-letter",
+        slug="byte_probabilities",
+        path="jtok/text/_splits.py",
+        before='if (state, kind) in (("short e", E), ("short l", EL)):',
+        after='if state in ("short e", "short l"):',
+        killed_by="tests/text/test_validity.py"
+        "::test_the_one_path_that_may_end_is_the_split_of_the_pattern",
+    ),
+    Mutation(
+        id="end-inside-a-letter",
+        slug="byte_probabilities",
+        path="jtok/text/_piece_grammar.py",
+        before="return any(not one.partial for one in opens)",
+        after="return bool(opens)",
+        killed_by="tests/decode/test_byte_level.py::test_masked_bytes_have_no_mass",
+    ),
+    Mutation(
+        id="covers-stick-out-by-one-token-only",
+        slug="byte_probabilities",
+        path="jtok/decode/_byte_covers.py",
+        before="if size - start <= order.longest:",
+        after="if size - start <= 1:",
+        killed_by="tests/decode/test_byte_goldens.py::test_bytes_without_a_pattern",
+    ),
+    Mutation(
+        id="renorm-forgets-the-end",
+        slug="byte_probabilities",
+        path="jtok/decode/_byte_covers.py",
+        before="total = mass.sum() + np.exp(specials - top).sum()",
+        after="total = mass.sum()",
+        killed_by="tests/decode/test_byte_goldens.py::test_bytes_without_a_pattern",
+    ),
+    Mutation(
+        id="healed-token-is-always-whole",
+        slug="byte_probabilities",
+        path="jtok/decode/_byte_covers.py",
+        before="return ([block] if start < end else []), nodes",
+        after="return [], nodes",
+        killed_by="tests/decode/test_byte_level.py"
+        "::test_healing_forces_the_bytes_of_the_last_token",
+    ),
 )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Search",
     "Tables",
     "asked",
+    "forced",
     "limited",
     "make_book",
     "opened",
@@ -270,6 +271,18 @@ def _thinned(block: Block, light: np.ndarray) -> Block:
     log_weights[part][light], mass[part][light] = NOTHING, 0.0
     book = block.book._replace(log_weights=log_weights, mass=mass)
     return block._replace(book=book)
+
+
+def forced(tables: Tables, book: Book, text: bytes) -> tuple[list[Block], list[Node]]:
+    """The covers whose next token begins with some bytes: those of token healing."""
+    start, end = tables.order.prefix_range(text)
+    nodes = []
+    while text and start < end and tables.order.lengths[start] == len(text):
+        token, weight = int(tables.order.ids[start]), float(book.log_weights[start])
+        nodes.append(Node(tables.grammar.free, book.node, token, weight=weight))
+        start += 1
+    block = Block(book, start, end, len(text))
+    return ([block] if start < end else []), nodes
 
 
 # ---- the covers of a prompt

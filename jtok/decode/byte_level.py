@@ -34,11 +34,13 @@ class ByteState:
       rows: covers of each text.
       memory: what the model keeps of the contexts that it saw last.
       absolute: whether weights count from the start of the text.
+      calls: how often the model was asked so far, for all rows at once.
     """
 
     rows: tuple[Covers, ...]
     memory: Any
     absolute: bool = False
+    calls: int = 0
 
     def unresolved(self) -> "ByteState":
         """The same, for a text before which something could not be encoded as it is."""
@@ -112,7 +114,7 @@ class ByteLevel(ByteModel):
         if self._opening != "covers":
             return self._start_naive(found)
         nodes = [covers_of.asked(row, whole=absolute) for row in found]
-        rows, memory = self._ask(nodes)
+        rows, memory, calls = self._ask(nodes)
         made = []
         for row, asked in zip(found, nodes, strict=True):
             books: dict[int, Book] = {}
@@ -121,7 +123,7 @@ class ByteLevel(ByteModel):
                 books[id(node)] = covers_of.weigh(self.tables, node, books, log_probs)
             ends = {id(node): rows[node.ids] for node in row.ends}
             made.append(self._limited(covers_of.opened(self.tables, row, books, ends)))
-        return ByteState(tuple(made), memory, absolute)
+        return ByteState(tuple(made), memory, absolute, calls)
 
     def push(self, state: ByteState, bytes_: int | bytes | Sequence[int]) -> ByteState:
         """The state after one byte more in every row: one call of the model.
@@ -147,7 +149,8 @@ class ByteLevel(ByteModel):
                     f"bytes_: no valid cover, the byte {byte:#04x} cannot come here."
                 )
         limited = tuple(self._limited(row) for row in rows)
-        return dataclasses.replace(state, rows=limited, memory=memory)
+        calls = state.calls + any(b.depth == 0 for row in rows for b in row.blocks)
+        return dataclasses.replace(state, rows=limited, memory=memory, calls=calls)
 
     def distribution(self, state: ByteState) -> Float[np.ndarray, "rows 257"]:
         """Log-probabilities of the next byte.
@@ -302,16 +305,23 @@ class ByteLevel(ByteModel):
 
     def _ask(
         self, nodes: list[list[Node]]
-    ) -> tuple[dict[tuple[int, ...], np.ndarray], Any]:
+    ) -> tuple[dict[tuple[int, ...], np.ndarray], Any, int]:
+        """Log-probabilities after every context, what to keep, and calls.
+
+        What the covers of a row have in common is run first, and once.
+        """
+        common = list(dict.fromkeys(row[0].ids for row in nodes if row))
         every = {node.ids for row in nodes for node in row}
-        contexts = sorted(every, key=len)
+        others = sorted(every.difference(common), key=len)
+        parts = [common] + [
+            others[first : first + _CHUNK] for first in range(0, len(others), _CHUNK)
+        ]
         rows: dict[tuple[int, ...], np.ndarray] = {}
         memory = None
-        for first in range(0, len(contexts), _CHUNK):
-            part = contexts[first : first + _CHUNK]
+        for part in parts:
             made, memory = self._lm.log_probs(memory, part)
             rows.update(zip(part, made, strict=True))
-        return rows, memory
+        return rows, memory, len(parts)
 
     def _closed(self, found: Search) -> tuple[Node, bool]:
         """The encoding of a text that ends here, or of one that goes on."""
@@ -324,30 +334,33 @@ class ByteLevel(ByteModel):
 
     def _start_naive(self, found: list[Search]) -> ByteState:
         """The baselines: one context each, and nothing is masked."""
-        nodes, ranges = [], []
+        contexts, forced = [], []
         for row in found:
             node, _ = self._closed(row)
             text = b""
             if self._opening == "healed" and node.parent is not None:
                 text = self.tables.grammar.table[node.token]
                 node = node.parent
-            free = dataclasses.replace(node, opens=self.tables.grammar.free)
-            nodes.append([free])
-            ranges.append(text)
-        rows, memory = self._ask(nodes)
-        made = []
-        for (node,) in nodes:
+            contexts.append(dataclasses.replace(node, opens=self.tables.grammar.free))
+            forced.append(text)
+        rows, memory, calls = self._ask([[node] for node in contexts])
+        blocks, heads = [], []
+        for node, text in zip(contexts, forced, strict=True):
             book = covers_of.make_book(self.tables, node, rows[node.ids], False)
-            covers = Covers((Block(book, 0, len(self.tables.order), 0),))
-            made.append(covers)
-        # The bytes of the token that was taken back are read again.
-        for place in range(max(map(len, ranges), default=0)):
-            for index, text in enumerate(ranges):
-                if place < len(text):
-                    (made[index],), memory = covers_of.step_covers(
-                        self.tables, [made[index]], [text[place]], self._lm, memory
-                    )
-        return ByteState(tuple(made), memory)
+            some, whole = covers_of.forced(self.tables, book, text)
+            blocks.append(some)
+            heads.append(whole)
+        asked = list(dict.fromkeys(node.ids for row in heads for node in row))
+        if asked:
+            made, memory = self._lm.log_probs(memory, asked)
+            rows, calls = dict(zip(asked, made, strict=True)), calls + 1
+        for row, whole in zip(blocks, heads, strict=True):
+            for node in whole:
+                book = covers_of.make_book(self.tables, node, rows[node.ids], False)
+                row.append(Block(book, 0, len(self.tables.order), 0))
+        return ByteState(
+            tuple(Covers(tuple(row)) for row in blocks), memory, False, calls
+        )
 
 
 def _text_start(vocabulary: Vocabulary) -> tuple[int, ...]:
@@ -365,7 +378,7 @@ def _text_start(vocabulary: Vocabulary) -> tuple[int, ...]:
 
 
 def byte_level(
-    lm: Model | Target | Callable[[Any], Any],
+    lm: Model | Target | NextToken | Callable[[Any], Any],
     vocabulary: Vocabulary | None = None,
     *,
     params: PyTree = None,
@@ -388,7 +401,8 @@ def byte_level(
 
     Args:
       lm: a `Model`, a `Target` with its `params`, or a function from `[tokens]` ids to
-        the `[vocab]` logits of the next one.
+        the `[vocab]` logits of the next one. Else an object with `vocab_size` and
+        `log_probs(memory, contexts) -> ([contexts, vocab] log-probabilities, memory)`.
       vocabulary: the tokenizer; None for the model's.
       params: of a `Target`.
       masking: `renorm` normalises every token's distribution over the valid tokens and

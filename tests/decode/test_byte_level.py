@@ -561,7 +561,7 @@ def test_bad_options_are_refused():
         byte_level(lambda ids: np.zeros(3), vocabulary).start("a")
     with pytest.raises(ArgumentError, match="NaN"):
         byte_level(lambda ids: np.full(vocabulary.size, np.nan), vocabulary).start("a")
-    for temperature in (0, -1.0, float("nan")):
+    for temperature in (0.0, -1.0, float("nan")):
         with pytest.raises(ArgumentError, match="temperature"):
             model_of("gpt2").sample("a", max_bytes=1, temperature=temperature)
         with pytest.raises(ArgumentError, match="temperature"):

@@ -1,5 +1,6 @@
-"""Small vocabularies of every kind that `valid_next` follows, and those of the goldens."""
+"""Small vocabularies of every kind that `valid_next` follows, and the goldens'."""
 
+import itertools
 import json
 
 import numpy as np
@@ -60,7 +61,7 @@ def small_bytes(kind, texts, size, *, whole=()):
     while len(tokens) < size:
         counts = {}
         for row in rows:
-            for pair in zip(row, row[1:], strict=False):
+            for pair in itertools.pairwise(row):
                 counts[pair] = counts.get(pair, 0) + 1
         best = max(counts, key=lambda pair: (counts[pair], pair), default=None)
         if best is None or counts[best] < 2:

@@ -61,7 +61,8 @@ def test_first_bytes_and_columns_leave_out_gaps_and_special_tokens():
 def test_ranges_of_real_vocabularies_on_24_languages(data, name, pattern):
     vocabulary = Vocabulary.load(data(f"tokenizers/{name}"), pattern=pattern)
     order, table = byte_order(vocabulary), vocabulary.token_bytes
-    lines = gzip.open(data("text/udhr.jsonl.gz"), "rt", encoding="utf-8").readlines()
+    with gzip.open(data("text/udhr.jsonl.gz"), "rt", encoding="utf-8") as file:
+        lines = file.readlines()
     texts = [json.loads(line)["text"][:300] for line in lines]
     assert len(texts) == 24
     first = np.asarray([token[0] if token else -1 for token in table])

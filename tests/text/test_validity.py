@@ -1,7 +1,9 @@
 """Valid next tokens: both directions against texts that go on in every way."""
 
 import functools
+import gzip
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -311,12 +313,10 @@ def test_bad_ids_and_other_vocabularies_are_refused():
     [("gpt2.tiktoken", "gpt2"), ("llama3.tiktoken", "llama3"), ("llama2.model", None)],
 )
 def test_encodings_of_24_languages_are_valid(data, name, pattern):
-    import gzip
-    import json
-
     vocabulary = Vocabulary.load(data(f"tokenizers/{name}"), pattern=pattern)
     grammar = grammar_of(vocabulary)
-    lines = gzip.open(data("text/udhr.jsonl.gz"), "rt", encoding="utf-8").readlines()
+    with gzip.open(data("text/udhr.jsonl.gz"), "rt", encoding="utf-8") as file:
+        lines = file.readlines()
     for line in lines:
         text = json.loads(line)["text"][:250]
         opens = grammar.start
