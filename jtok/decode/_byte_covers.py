@@ -252,6 +252,7 @@ def limited(
     alive = weights[weights > NOTHING]
     if most is not None and len(alive) > most:
         least = max(least, float(np.sort(alive)[-most]))
+    least = min(least, float(alive.max(initial=NOTHING)))  # the heaviest stays
     dropped, blocks = [covers.log_dropped], []
     for block, part in zip(covers.blocks, parts, strict=True):
         light = part < least
@@ -279,7 +280,10 @@ def forced(tables: Tables, book: Book, text: bytes) -> tuple[list[Block], list[N
     nodes = []
     while text and start < end and tables.order.lengths[start] == len(text):
         token, weight = int(tables.order.ids[start]), float(book.log_weights[start])
-        nodes.append(Node(tables.grammar.free, book.node, token, weight=weight))
+        opens = tables.grammar.free
+        if tables.masking != "fast":
+            opens = tables.grammar.step(book.node.opens, token)
+        nodes.append(Node(opens, book.node, token, weight=weight))
         start += 1
     block = Block(book, start, end, len(text))
     return ([block] if start < end else []), nodes

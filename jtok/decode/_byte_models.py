@@ -270,6 +270,8 @@ def _step(target: Target) -> Callable[..., tuple[jax.Array, PyTree]]:
         cache = target.commit(cache, path, count)
         hidden = jnp.take_along_axis(out.hidden, reads[..., None], axis=1)
         rows = target.readout(params, hidden, Want(rows=True)).rows
+        if rows is None:
+            raise ArgumentError("target: its readout gives no rows, expected logits.")
         return jax.nn.log_softmax(rows.astype(jnp.float32), axis=-1), cache
 
     return step

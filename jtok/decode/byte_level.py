@@ -333,34 +333,42 @@ class ByteLevel(ByteModel):
         return found.ends[0], False
 
     def _start_naive(self, found: list[Search]) -> ByteState:
-        """The baselines: one context each, and nothing is masked."""
-        contexts, forced = [], []
+        """The baselines: one context each."""
+        contexts, texts = [], []
         for row in found:
             node, _ = self._closed(row)
             text = b""
             if self._opening == "healed" and node.parent is not None:
                 text = self.tables.grammar.table[node.token]
                 node = node.parent
-            contexts.append(dataclasses.replace(node, opens=self.tables.grammar.free))
-            forced.append(text)
+            if not self._masked:
+                node = dataclasses.replace(node, opens=self.tables.grammar.free)
+            contexts.append(node)
+            texts.append(text)
         rows, memory, calls = self._ask([[node] for node in contexts])
-        blocks, heads = [], []
-        for node, text in zip(contexts, forced, strict=True):
-            book = covers_of.make_book(self.tables, node, rows[node.ids], False)
+        blocks: list[list[Block]] = []
+        heads: list[list[Node]] = []
+        for node, text in zip(contexts, texts, strict=True):
+            book = covers_of.make_book(self.tables, node, rows[node.ids], self._masked)
             some, whole = covers_of.forced(self.tables, book, text)
             blocks.append(some)
             heads.append(whole)
-        asked = list(dict.fromkeys(node.ids for row in heads for node in row))
+        asked = list(dict.fromkeys(node.ids for nodes in heads for node in nodes))
         if asked:
             made, memory = self._lm.log_probs(memory, asked)
             rows, calls = dict(zip(asked, made, strict=True)), calls + 1
-        for row, whole in zip(blocks, heads, strict=True):
+        for own, whole in zip(blocks, heads, strict=True):
             for node in whole:
-                book = covers_of.make_book(self.tables, node, rows[node.ids], False)
-                row.append(Block(book, 0, len(self.tables.order), 0))
+                logs = rows[node.ids]
+                book = covers_of.make_book(self.tables, node, logs, self._masked)
+                own.append(Block(book, 0, len(self.tables.order), 0))
         return ByteState(
-            tuple(Covers(tuple(row)) for row in blocks), memory, False, calls
+            tuple(Covers(tuple(own)) for own in blocks), memory, False, calls
         )
+
+    @property
+    def _masked(self) -> bool:
+        return self.tables.masking != "fast"
 
 
 def _text_start(vocabulary: Vocabulary) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """What byte by byte decoding is compared with: prompts taken as whole tokens."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from jtok.decode._byte_models import NextToken
 from jtok.decode.byte_level import ByteLevel, _made
 from jtok.models import Model, Target
 from jtok.text import Vocabulary
@@ -11,10 +12,11 @@ __all__ = ["token_healing", "token_prompt"]
 
 
 def token_prompt(
-    lm: Model | Target | Callable[[Any], Any],
+    lm: Model | Target | NextToken | Callable[[Any], Any],
     vocabulary: Vocabulary | None = None,
     *,
     params: Any = None,
+    masking: Literal["renorm", "mask", "fast"] = "renorm",
     special_prefix_ids: Sequence[int] | None = None,
 ) -> ByteLevel:
     """The naive baseline: the prompt's own encoding, and any token after it.
@@ -27,6 +29,7 @@ def token_prompt(
       lm: as for `byte_level`.
       vocabulary: as for `byte_level`.
       params: as for `byte_level`.
+      masking: as for `byte_level`; `fast` is what people do: the model as it is.
       special_prefix_ids: as for `byte_level`.
 
     Returns:
@@ -45,16 +48,17 @@ def token_prompt(
       (257,)
     """
     return _made(
-        lm, vocabulary, params, "fast", "bytes", None, 0.0, special_prefix_ids, None,
+        lm, vocabulary, params, masking, "bytes", None, 0.0, special_prefix_ids, None,
         None, "token",
     )  # fmt: skip
 
 
 def token_healing(
-    lm: Model | Target | Callable[[Any], Any],
+    lm: Model | Target | NextToken | Callable[[Any], Any],
     vocabulary: Vocabulary | None = None,
     *,
     params: Any = None,
+    masking: Literal["renorm", "mask", "fast"] = "renorm",
     special_prefix_ids: Sequence[int] | None = None,
 ) -> ByteLevel:
     """Token healing: the prompt without its last token, whose bytes must come again.
@@ -66,6 +70,7 @@ def token_healing(
       lm: as for `byte_level`.
       vocabulary: as for `byte_level`.
       params: as for `byte_level`.
+      masking: as for `byte_level`; `fast` is what people do: the model as it is.
       special_prefix_ids: as for `byte_level`.
 
     Returns:
@@ -85,6 +90,6 @@ def token_healing(
       (257,)
     """
     return _made(
-        lm, vocabulary, params, "fast", "bytes", None, 0.0, special_prefix_ids, None,
+        lm, vocabulary, params, masking, "bytes", None, 0.0, special_prefix_ids, None,
         None, "healed",
     )  # fmt: skip

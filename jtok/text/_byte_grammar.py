@@ -6,7 +6,7 @@ A sequence may have several, as the text that follows decides where it is split.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -323,7 +323,9 @@ class ByteGrammar:
         return examples, of
 
     @functools.cached_property
-    def _by_class(self):  # type: ignore[no-untyped-def]
+    def _by_class(
+        self,
+    ) -> Callable[[str], tuple[np.ndarray, np.ndarray, np.ndarray]]:
         return functools.lru_cache(maxsize=64)(self._of_classes)
 
     def _of_classes(self, state: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ that of its first letter. Places count from the start of a token, or from the bo
 import dataclasses
 import functools
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -131,7 +131,7 @@ class Merges:
         return np.unpackbits(self._rows(left), count=self.size).view(bool)
 
     @functools.cached_property
-    def _rows(self):  # type: ignore[no-untyped-def]
+    def _rows(self) -> Callable[[int], np.ndarray]:
         return functools.lru_cache(maxsize=_ROWS)(self._packed_row)
 
     def _packed_row(self, left: int) -> np.ndarray:
