@@ -133,7 +133,7 @@ class CachedTarget:
         out: np.ndarray,
     ) -> Memory:  # fmt: skip
         longest = max(len(ids) for ids, _ in leaves)
-        batch = _bucket(len(leaves))
+        batch = _bucket(len(leaves), 4)
         if memory is not None and longest + _WIDTH > memory.capacity:
             memory = None  # a larger one, filled anew: doubling keeps that rare
         rows = [self._place(memory, *leaf) for leaf in leaves]
@@ -169,7 +169,7 @@ class CachedTarget:
         left = np.zeros(batch, np.int32)
         left[: len(rows)] = [len(row.ids) - row.kept for row in rows]
         while left.max() > 0:
-            width = min(_bucket(int(left.max())), _WIDTH)
+            width = _bucket(min(int(left.max()), _WIDTH), 8)
             count = np.minimum(left, width)
             ids = np.zeros((batch, width), np.int32)
             wanted: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
@@ -181,12 +181,13 @@ class CachedTarget:
                     for place, context in row.reads
                     if start <= place < start + some
                 ]
-            reads = np.zeros((batch, _bucket(max(map(len, wanted)), 0)), np.int32)
+            most = max(map(len, wanted))
+            reads = np.zeros((batch, _bucket(most, 8)), np.int32)
             for index, pairs in enumerate(wanted):
                 reads[index, : len(pairs)] = [place for place, _ in pairs]
             step = _step(self.target)
             made, cache = step(self.params, cache, ids, done, count, reads)
-            host = np.asarray(made) if reads.size else None
+            host = np.asarray(made) if most else None
             for index, pairs in enumerate(wanted):
                 for column, (_, context) in enumerate(pairs):
                     if host is not None:
@@ -219,9 +220,12 @@ def _leaves(contexts: Sequence[Context]) -> list[tuple[Context, dict[int, int]]]
     return leaves
 
 
-def _bucket(count: int, least: int = 1) -> int:
-    """The next power of two, so that few shapes are compiled."""
-    return least if count <= least else 1 << (count - 1).bit_length()
+def _bucket(count: int, base: int = 2) -> int:
+    """The next power of a base, so that few shapes are compiled."""
+    size = 1
+    while size < count:
+        size *= base
+    return size
 
 
 def _shared(one: Context, other: Context) -> int:
