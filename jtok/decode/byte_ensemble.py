@@ -128,7 +128,7 @@ class ByteEnsemble(ByteModel):
 
 def byte_ensemble(
     members: Sequence[ByteLevel],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[int | float] | None = None,
     *,
     mean: Literal["arithmetic", "geometric"] = "arithmetic",
 ) -> ByteEnsemble:

@@ -63,7 +63,7 @@ def test_bytes_without_a_pattern():
     for text, count in zip(texts, file["left_contexts"], strict=True):
         found = search(by_byte.tables, (300,), grammar.start, text)
         lefts = {node.ids for node, *_ in found.lefts}
-        lefts |= {n.parent.ids for n in found.ends if n.parent is not None}
+        lefts |= {(node.parent or node).ids for node in found.ends}
         assert len(lefts) == count
 
 

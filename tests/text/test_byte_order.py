@@ -56,7 +56,7 @@ def test_first_bytes_and_columns_leave_out_gaps_and_special_tokens():
     assert 0 not in byte_order(vocabulary).ids
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("name, pattern", TOKENIZERS, ids=[n for n, _ in TOKENIZERS])
 def test_ranges_of_real_vocabularies_on_24_languages(data, name, pattern):
     vocabulary = Vocabulary.load(data(f"tokenizers/{name}"), pattern=pattern)

@@ -113,6 +113,7 @@ def test_pairs_of_the_golden_without_a_pattern():
         assert vocabulary.encode(text).tolist() == ids_of(ids)
 
 
+@pytest.mark.medium
 def test_sequences_of_the_golden_with_the_pattern_of_gpt2():
     file, vocabulary = golden_bytes("bpe_gpt2", "gpt2")
     ahead = 0
@@ -307,7 +308,7 @@ def test_bad_ids_and_other_vocabularies_are_refused():
         valid_next(Vocabulary.from_json(words.to_str()), [])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, pattern",
     [("gpt2.tiktoken", "gpt2"), ("llama3.tiktoken", "llama3"), ("llama2.model", None)],
