@@ -1624,6 +1624,71 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="return [], nodes",
         killed_by="tests/decode/test_byte_level.py"
         "::test_healing_forces_the_bytes_of_the_last_token",
+        id="transplant-row-too-many",
+        slug="omp_transplant",
+        path="jtok/embed/init.py",
+        before="good = shared.source_ids < source.input.shape[0]",
+        after="good = shared.source_ids <= source.input.shape[0]",
+        killed_by="tests/embed/test_omp.py::test_a_source_with_fewer_rows",
+    ),
+    Mutation(
+        id="omp-no-rank",
+        slug="omp_transplant",
+        path="jtok/embed/pursuit.py",
+        before="good = going & (pivot > rank * length)",
+        after="good = going & (pivot > 0)",
+        killed_by=(
+            "tests/embed/test_pursuit.py::"
+            "test_an_atom_without_a_direction_of_its_own_is_passed_over"
+        ),
+    ),
+    Mutation(
+        id="omp-signed-choice",
+        slug="omp_transplant",
+        path="jtok/embed/pursuit.py",
+        before="jnp.abs(products) * scale[None, :])",
+        after="products * scale[None, :])",
+        killed_by="tests/embed/test_pipeline_goldens.py::test_orthogonal_pursuit",
+    ),
+    Mutation(
+        id="gram-forgets-directions",
+        slug="omp_transplant",
+        path="jtok/embed/_gram_pursuit.py",
+        before="        done += ((state.basis, state.spread),)",
+        after="        done = ((state.basis, state.spread),)",
+        killed_by="tests/embed/test_pursuit.py::test_both_ways_and_blocks_choose_alike",
+    ),
+    Mutation(
+        id="weighted-mean-turned",
+        slug="omp_transplant",
+        path="jtok/embed/subword.py",
+        before="rising = late if compat is None else not late",
+        after="rising = late",
+        killed_by="tests/embed/test_pipeline_goldens.py::test_pieces",
+    ),
+    Mutation(
+        id="procrustes-transposed",
+        slug="omp_transplant",
+        path="jtok/embed/linear_maps.py",
+        before='products = jnp.einsum("pd,pw->dw", one, other, precision=_HIGHEST)',
+        after='products = jnp.einsum("pd,pw->dw", one, -other, precision=_HIGHEST)',
+        killed_by="tests/embed/test_pipeline_goldens.py::test_linear_maps",
+    ),
+    Mutation(
+        id="padding-rows-large",
+        slug="omp_transplant",
+        path="jtok/embed/transplant.py",
+        before="* float(mean)",
+        after="* 40.0",
+        killed_by="tests/embed/test_transplant.py::test_padded_rows_never_win",
+    ),
+    Mutation(
+        id="specials-share-a-key",
+        slug="omp_transplant",
+        path="jtok/text/overlap.py",
+        before='own.append(("special", surface))',
+        after='own.append(("special", ""))',
+        killed_by="tests/text/test_overlap.py::test_additional_specials_stay_apart",
     ),
 )
 
