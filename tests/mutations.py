@@ -1624,6 +1624,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="return [], nodes",
         killed_by="tests/decode/test_byte_level.py"
         "::test_healing_forces_the_bytes_of_the_last_token",
+    ),
+    Mutation(
         id="transplant-row-too-many",
         slug="omp_transplant",
         path="jtok/embed/init.py",
