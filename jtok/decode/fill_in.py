@@ -60,7 +60,7 @@ def middle_state(
       >>> import numpy as np
       >>> from jtok.decode import byte_level
       >>> from jtok.text import Vocabulary
-      >>> vocabulary = Vocabulary.train_bpe(["a b"], 262, ["p", "s", "m"])
+      >>> vocabulary = Vocabulary.train_bpe(["a b"], 259, ["<p>", "<s>", "<m>"])
       >>> by_byte = byte_level(lambda ids: np.zeros(259), vocabulary)
       >>> state = middle_state(by_byte, "a", "b", FillTokens(0, 1, 2, "spm"))
       >>> by_byte.distribution(state).shape
@@ -122,7 +122,7 @@ def fill_in_middle(
       >>> import numpy as np
       >>> from jtok.decode import byte_level
       >>> from jtok.text import Vocabulary
-      >>> vocabulary = Vocabulary.train_bpe(["a b"], 262, ["p", "s", "m"])
+      >>> vocabulary = Vocabulary.train_bpe(["a b"], 259, ["<p>", "<s>", "<m>"])
       >>> by_byte = byte_level(lambda ids: np.zeros(259), vocabulary)
       >>> tokens = FillTokens(0, 1, 2)
       >>> len(fill_in_middle(by_byte, "a", "b", tokens=tokens, max_bytes=1))

@@ -185,7 +185,7 @@ def byte_order(vocabulary: Vocabulary) -> ByteOrder:
     Example:
       >>> trained = Vocabulary.train_bpe(["the cat, the hat"], 260)
       >>> [trained.token_bytes[i] for i in byte_order(trained).ids_of(b"t")]
-      [b't', b'th']
+      [b't', b'the']
     """
     if vocabulary not in _ORDERS:
         made = ByteOrder(vocabulary.token_bytes, vocabulary.special_ids)

@@ -83,7 +83,7 @@ def valid_next(
     Example:
       >>> vocabulary = Vocabulary.train_bpe(["the the the"], 259)
       >>> row = valid_next(vocabulary, [vocabulary.id_of(b"t")])
-      >>> bool(row[vocabulary.id_of(b"h")]), bool(row[vocabulary.id_of(b"o")])
+      >>> bool(row[vocabulary.id_of(b"he")]), bool(row[vocabulary.id_of(b"o")])
       (False, True)
     """
     grammar = grammar_of(vocabulary)
