@@ -439,8 +439,8 @@ def byte_level(
     tokens before the text, several contexts where the pattern looks ahead.
 
     Example:
-      >>> vocabulary = Vocabulary.train_bpe(["the cat, the hat"], 260)
-      >>> by_byte = byte_level(lambda ids: np.zeros(260), vocabulary)
+      >>> from jtok.testing import tiny_vocabulary
+      >>> by_byte = byte_level(lambda ids: np.zeros(280), tiny_vocabulary())
       >>> float(np.exp(by_byte.next_byte_logprobs(b"th")).sum().round(3))
       1.0
     """

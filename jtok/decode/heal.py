@@ -42,8 +42,8 @@ def token_prompt(
 
     Example:
       >>> import numpy as np
-      >>> vocabulary = Vocabulary.train_bpe(["the cat, the hat"], 260)
-      >>> naive = token_prompt(lambda ids: np.zeros(260), vocabulary)
+      >>> from jtok.testing import tiny_vocabulary
+      >>> naive = token_prompt(lambda ids: np.zeros(280), tiny_vocabulary())
       >>> naive.next_byte_logprobs(b"th").shape
       (257,)
     """
@@ -84,8 +84,8 @@ def token_healing(
 
     Example:
       >>> import numpy as np
-      >>> vocabulary = Vocabulary.train_bpe(["the cat, the hat"], 260)
-      >>> healed = token_healing(lambda ids: np.zeros(260), vocabulary)
+      >>> from jtok.testing import tiny_vocabulary
+      >>> healed = token_healing(lambda ids: np.zeros(280), tiny_vocabulary())
       >>> healed.next_byte_logprobs(b"th").shape
       (257,)
     """
