@@ -1692,6 +1692,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         after='own.append(("special", ""))',
         killed_by="tests/text/test_overlap.py::test_additional_specials_stay_apart",
     ),
+    Mutation(
+        id="written-words-overwrite-one-place",
+        slug="learn_your_tokens",
+        path="jtok/embed/word_generation.py",
+        before="start = (held + index) * prefixes",
+        after="start = (held + 0 * index) * prefixes",
+        killed_by="tests/embed/test_word_generation.py::test_caches_change_nothing",
+    ),
 )
 
 
