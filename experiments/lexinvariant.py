@@ -16,7 +16,7 @@ python -m experiments.run lexinvariant --preset full
 The paper (arXiv 2305.16349) says: the gap in perplexity falls from about 9x to under 1x
 within 512 characters, a probe recovers 99.6 % of the key, and look-up and permutation
 tasks are solved four times as often. At this size the gap falls and does not close.
-About 15 minutes on 2 free CPU cores (an estimate), models included.
+About 12 minutes on 2 CPU cores, models included.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ SOURCES = (
     "jtok/train/loop.py",
     "jtok/train/optim.py",
 )
-MINUTES = {"smoke": 0.4, "small": 15, "full": 1500}
+MINUTES = {"smoke": 0.8, "small": 12, "full": 1500}
 
 KINDS = {"standard": 0.0, "partial": 0.2, "lexinvariant": 1.0}  # q of each model
 _CLASSES = 6
@@ -100,7 +100,7 @@ class Config:
     layers: int = 2
     width: int = 64
     heads: int = 2
-    steps: int = 1200
+    steps: int = 800
     batch: int = 64
     tests: int = 512
     learning_rate: float = 2e-3
@@ -278,8 +278,9 @@ def _task(config: Config, key: jax.Array, batch: int, symbols: range) -> Any:
 def _lookup(config: Config, seed: int, report: Any) -> dict[str, Any]:
     """Accuracies of the three models, on the symbols of training and on others.
 
-    Two dimensions of a head rotate: with all of them the lexinvariant model had not
-    learned the task in 600 updates. The map of the previous token tells the order.
+    The shape and the number of updates were chosen with other seeds and another test
+    (seeds 11 and 12: llama-like decoders with rotary positions need several times as
+    many updates). The map of the previous token tells the order.
     """
     seen, unseen = range(config.trained), range(config.trained, config.vocab)
     make = jax.jit(lambda key: _task(config, key, config.batch, seen)[:2])
@@ -296,18 +297,17 @@ def _lookup(config: Config, seed: int, report: Any) -> dict[str, Any]:
     )  # fmt: skip
     for kind, q in KINDS.items():
         shape = small_decoder(
-            config.vocab, config.layers, config.width, config.heads, 4 * config.pairs,
-            rotary=2 * config.heads / config.width,
-        )  # fmt: skip
+            config.vocab, config.layers, config.width, config.heads, 4 * config.pairs
+        )
         start = random_start(shape, q, seed)
         key = {name: getattr(config, name) for name in names} | {"q": q, "seed": seed}
-        key |= {"rotary": shape.rotary_fraction, "schedule": "constant"}
+        key |= {"positions": shape.positions, "schedule": "constant"}
         fit = fitting(config, start, data, config.steps, seed)
         model, folder = trained("lookup", key, start, fit)
         report.artifact(f"look-up, {kind}, seed {seed}", folder)
         for where, symbols in (("seen", seen), ("unseen", unseen)):
-            task = _task(config, jax.random.key(7), config.tests, symbols)
-            logits = LOGITS(model, task.tokens, jax.random.key(8))
+            task = _task(config, jax.random.key(107), config.tests, symbols)
+            logits = LOGITS(model, task.tokens, jax.random.key(108))
             scores = embed.task_scores(logits, task.tokens, task.answers)
             row[f"{kind}, {where}"] = float(scores.each)
             row[f"{kind}, {where}, of the symbols shown"] = float(scores.present)
@@ -378,7 +378,7 @@ def _characters(
         start = random_start(shape, KINDS[kind], seed)
         key = {name: getattr(config, name) for name in names}
         key |= {"q": KINDS[kind], "seed": seed, "corpus": text.sha256}
-        key["schedule"] = "constant"
+        key |= {"positions": shape.positions, "schedule": "constant"}
         fit = fitting(config, start, data, config.text_steps, seed)
         model, folder = trained("text", key, start, fit)
         report.artifact(f"characters, {kind}, seed {seed}", folder)

@@ -14,13 +14,14 @@ __all__ = ["fitting", "random_start", "small_decoder", "trained"]
 
 
 def small_decoder(
-    vocab: int, layers: int, width: int, heads: int, length: int, *, rotary: float = 1.0
-) -> Any:
-    """The shape of a small llama-like decoder; `rotary` is the share that rotates."""
+    vocab: int, layers: int, width: int, heads: int, length: int
+) -> nn.DecoderConfig:
+    """The shape of a small decoder: layer norms, a plain MLP, learned positions."""
     return nn.DecoderConfig(
         vocab_size=vocab, width=width, num_layers=layers, num_heads=heads,
         num_kv_heads=heads, head_dim=width // heads, mlp_width=4 * width,
-        max_positions=length, tied=True, rotary_fraction=rotary,
+        max_positions=length, tied=True, norm="layer", mlp="plain", activation="gelu",
+        positions="learned",
     )  # fmt: skip
 
 
@@ -34,7 +35,8 @@ def random_start(
     def scaled(path: Any, leaf: jax.Array) -> jax.Array:
         name = getattr(path[-1], "key", None)
         if name == "kernel":
-            return leaf * (leaf.shape[-2] ** -0.5 / 0.02)
+            # The spread of a uniform draw within 1 / sqrt(inputs).
+            return leaf * ((3 * leaf.shape[-2]) ** -0.5 / 0.02)
         return leaf / 0.02 if name == "tokens" else leaf
 
     params = jax.tree_util.tree_map_with_path(scaled, model.params)
