@@ -167,7 +167,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.models.from_paddle",
         ),
         experiment="experiments.ernie_gram",
-        status="partial",
+        status="works",
         claim=(
             "Masking n-grams as single units beats token masking on GLUE (88.1 against"
             " 86.4)."
@@ -313,7 +313,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.embed.well_trained_tokens",
         ),
         experiment="experiments.omp_transplant",
-        status="partial",
+        status="works",
         claim=(
             "A new vocabulary by sparse combinations of shared tokens keeps 99% of "
             "MMLU, with no training."
@@ -432,7 +432,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.text.compression",
         ),
         experiment="experiments.tokenadapt",
-        status="partial",
+        status="works",
         claim=(
             "Local and global heuristics give new tokens their vectors at lower "
             "perplexity than ReTok and TransTokenizer."

@@ -238,11 +238,40 @@ for count in (1, 2, 4):
     print(f"{count} a forward: {int(out.forwards[0])} forwards, {right:.0%} pairs fit")
 
 # %% [markdown]
+# ## N-grams that are masked as one
+#
+# Phrases that are more frequent than chance become classes of their own. A masked phrase
+# is one [MASK], whatever its length; the model names it as one class and, by queries that
+# nobody else sees, spells it. Afterwards the encoder alone is kept for fine-tuning.
+
+# %%
+words = ("the united states of america and the new york times . " * 40).split()
+names = ["[pad]", "[cls]", "[sep]", "[mask]", *dict.fromkeys(words)]
+ids = np.array([names.index(word) for word in words])
+counts = jtok.text.count_grams([ids], vocab_size=96)
+lexicon = jtok.text.build_lexicon(counts, (6, 3), forbidden=range(4))
+print([" ".join(names[i] for i in lexicon.gram(96 + row)) for row in range(len(lexicon))])
+
+# %%
+layout = predict.GramLayout(cls_id=1, sep_id=2, mask_id=3, pad_id=0, left=16, fine=8)
+texts = predict.cut_documents([ids], layout)
+data = predict.gram_batches(texts, lexicon, layout, batch_size=4, seed=0)
+config = predict.gram_config(jtok.testing.tiny_model(family="bert"), lexicon)
+model = predict.init_grams(config, jax.random.key(0))
+trained = jtok.train.fit(
+    predict.gram_loss(model), model.params, data=data, steps=30, key=jax.random.key(1),
+    optimizer=jtok.train.adamw(3e-3), progress=False,
+)
+print(trained.metrics["coarse_nats"][[0, -1]], trained.metrics["fine_nats"][[0, -1]])
+encoder = predict.plain_encoder(model.replace(params=trained.trainable))
+encoder(jnp.asarray(texts[0][None]), logits="none").hidden.shape
+
+# %% [markdown]
 # ## Where to go from here
 #
 # - Each method has an experiment that measures its paper's claim:
 #   `python -m experiments.run mtp`, `ftp`, `caft`, `chimera`, `s2d`,
-#   `diffusion_joint_sampling`; `drafters` sets them side by side on one target.
+#   `diffusion_joint_sampling`, `ernie_gram`; `drafters` sets them side by side on one target.
 # - Adapters are kept as PEFT keeps them: `predict.save_adapters`.
 # - `help(jtok.decode.mtp)` and its neighbours say what else they take: trees, own draws
 #   with `rejection()`, fewer masks, a confidence below which they stop.

@@ -66,6 +66,7 @@ METHODS = {
     "sparse_basis": lambda: embed.sparse_basis(donor(), k=2),
     "focus": lambda: embed.focus(vectors(vocabularies()[1], 1)),
     "wechsel": lambda: embed.wechsel(*map(vectors, vocabularies(), (0, 1))),
+    "tokenadapt": lambda: embed.tokenadapt(embed.hashed_ngrams(32), k=3),
     "trans_tokenization": lambda: embed.trans_tokenization(*aligned()),
 }
 
