@@ -151,6 +151,7 @@ def sparse_basis(
     *,
     k: int = 8,
     directions: int | None = None,
+    penalty: float = 0.01,
     options: Options | None = None,
 ) -> EmbeddingInit:
     """New rows by coefficients along principal directions made of a few shared tokens.
@@ -163,17 +164,20 @@ def sparse_basis(
       donor: a `Model`, `Rows`, folder or hub id, as for `omp`.
       k: shared tokens in each direction.
       directions: how many; None takes as many as the narrower of both spaces has.
+      penalty: of the coefficients' squares, in parts of the mean variance of the
+        directions, which are nearly dependent where few tokens make them; 0 for none.
       options: what all methods take.
 
     Returns:
       `EmbeddingInit`.
 
     Raises:
-      ArgumentError: `k` or `directions` below 1; when it runs, more than there are.
+      ArgumentError: `k` or `directions` below 1 or a negative `penalty`; when it runs,
+        more than there are.
       VocabMismatchError: when it runs, nothing is shared.
 
     Source: the method `stb` of the code of arXiv 2506.06607, which fails there.
-      Differs: fitted and applied to centred rows throughout.
+      Differs: fitted and applied to centred rows throughout; the penalty.
 
     Example:
       >>> from jtok.testing import tiny_vocabulary
@@ -187,6 +191,7 @@ def sparse_basis(
     check(k >= 1, "k", k, "at least 1")
     good = directions is None or directions >= 1
     check(good, "directions", directions, "None or at least 1")
+    check(penalty >= 0, "penalty", penalty, "0 or more")
     giver = donor_rows(donor)
 
     def make(task: Task) -> Made:
@@ -200,8 +205,8 @@ def sparse_basis(
         found = orthogonal_pursuit(axes, atoms, k)
         ours, theirs = combine(found, atoms), combine(found, base)
         targets = view.targets.astype(jnp.float32) - middle
-        weights = jnp.linalg.lstsq(ours.T, targets.T)[0].T
-        made = jnp.matmul(weights, theirs, precision=_HIGHEST)
+        # The ridge fit of coefficients, times their images, is that of a map.
+        made = jnp.matmul(targets, _map(ours, theirs, penalty), precision=_HIGHEST)
         return _spread(made + base_middle, view.found)
 
     return initialiser("sparse_basis", make, options)

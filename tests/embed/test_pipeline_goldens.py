@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jtok import embed
+from jtok.errors import ArgumentError
 from jtok.testing import assert_close, load_golden
 from jtok.text import Vocabulary, overlap
 
@@ -332,6 +333,31 @@ def test_linear_maps():
         errors[name] = np.linalg.norm(made[60:] - file["lm_true_b"])
     size = np.linalg.norm(file["lm_true_b"])
     assert errors["least_squares"] < 0.1 * size < errors["procrustes"] < size
+
+
+def test_a_sparse_basis_finds_a_map_that_is_there():
+    draws = np.random.default_rng(4)
+    rows = jnp.asarray(draws.normal(size=(66, 5)), jnp.float32)
+    turn = jnp.asarray(draws.normal(size=(5, 4)), jnp.float32)
+    source = embed.Rows(rows[:60] @ turn, None, letters(60))
+    giver = letters(66)
+    donor = embed.Rows(rows, None, giver)
+    for penalty, tolerance in ((0.0, 1e-3), (0.01, 0.2)):
+        method = embed.sparse_basis(donor, k=6, directions=4, penalty=penalty)
+        made, _, _ = method(giver, source, jax.random.key(0))
+        lost = np.linalg.norm(made[60:] - rows[60:] @ turn, axis=1)
+        assert (lost < tolerance + 3 * _off_axes(rows[:60], 4, rows[60:])).all()
+    bad = {"penalty": -1.0}
+    with pytest.raises(ArgumentError, match="penalty: got -1"):
+        embed.sparse_basis(donor, **bad)
+
+
+def _off_axes(known, count, targets):
+    """What the first principal directions leave of each target, times the map."""
+    middle = np.asarray(known).mean(0)
+    axes = np.linalg.svd(np.asarray(known) - middle)[2][:count]
+    rest = np.asarray(targets) - middle
+    return np.linalg.norm(rest - rest @ axes.T @ axes, axis=1)
 
 
 def test_trans_tokenization():
