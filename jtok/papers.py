@@ -53,7 +53,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.decode.token_prompt",
         ),
         experiment="experiments.byte_probabilities",
-        status="partial",
+        status="works",
         claim=(
             "Exact next-byte probabilities without training: about 18% better "
             "completion after a cut inside a token."
