@@ -263,6 +263,10 @@ def test_matching_stops_at_special_tokens_and_segments():
     assert found.lengths.tolist() == [1, 2, 1, 1, 1, 2]
     inside = np.array([0, 5, 1, 2, 3])
     assert match_grams(lexicon, inside, specials=[2]).lengths.tolist() == [1] * 5
+    # Id 0 is one like any other, and no special token is taken for it.
+    zeros = Lexicon.of([(0, 1), (1, 0)], vocab_size=6)
+    found = match_grams(zeros, np.array([9, 1, 9, 0, 1]), specials=[9])
+    assert found.lengths.tolist() == [1, 1, 1, 2]
 
 
 def test_an_empty_lexicon_gives_tokens():
