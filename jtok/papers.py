@@ -253,7 +253,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.embed.permutation_mixture",
         ),
         experiment="experiments.lexinvariant",
-        status="partial",
+        status="works",
         claim=(
             "A model without fixed embeddings deciphers in context and reasons 4x "
             "better on synthetic tasks."
