@@ -145,7 +145,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.embed.candidate_target",
         ),
         experiment="experiments.dynamic_tokenization",
-        status="partial",
+        status="works",
         claim=(
             "Merging frequent subwords per batch shortens text by over 20% for under "
             "2% of accuracy."
@@ -236,7 +236,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.text.units",
         ),
         experiment="experiments.learn_your_tokens",
-        status="partial",
+        status="works",
         claim=(
             "Pooling the units of a word end to end predicts words far better than "
             "subwords or bytes."
