@@ -159,6 +159,7 @@ def _race(
     times: dict[str, list[float]] = {}
     tokens: dict[str, list[list[int]]] = {}
     calls: dict[str, int] = {}
+    failed: dict[str, str] = {}
     for turn in range(config.rounds + 1):
         for name, drafter in (("plain", None), ("across", across)):
             began, made, count = time.perf_counter(), [], 0
@@ -173,23 +174,19 @@ def _race(
             if turn:  # the first one compiles
                 times.setdefault(name, []).append(time.perf_counter() - began)
             tokens[name], calls[name] = made, count
-        if peer is not None:
-            for name, drafts in (
-                ("peer plain", 0),
-                ("peer across", config.draft_tokens),
-            ):
-                found = [
-                    peer.run(
-                        prompt=prompt.tolist(), new_tokens=config.new_tokens,
-                        draft_tokens=drafts, temperature=temperature, seed=config.seed,
-                    )
-                    for prompt in prompts
-                ]  # fmt: skip
-                if turn:
-                    seconds = sum(answer["seconds"] for answer in found)
-                    times.setdefault(name, []).append(seconds)
-                tokens[name] = [answer["tokens"] for answer in found]
-                calls[name] = sum(answer["calls"] for answer in found)
+        for name, drafts in (("peer plain", 0), ("peer across", config.draft_tokens)):
+            if peer is None or name in failed:
+                continue
+            found = _peer_answers(peer, prompts, drafts, temperature, config)
+            if isinstance(found, str):
+                failed[name] = found
+                times.pop(name, None)
+                continue
+            if turn:
+                seconds = sum(answer["seconds"] for answer in found)
+                times.setdefault(name, []).append(seconds)
+            tokens[name] = [answer["tokens"] for answer in found]
+            calls[name] = sum(answer["calls"] for answer in found)
     emitted = len(prompts) * config.new_tokens
     row: dict[str, Any] = {"prompts": kind, "temperature": temperature}
     for name, some in times.items():
@@ -197,7 +194,23 @@ def _race(
         row[f"{name}, ms a token"] = round(1e3 * float(np.median(some)) / emitted, 3)
     differ = zip(tokens["plain"], tokens["across"], strict=True)
     row["rows that differ"] = sum(one != other for one, other in differ)
-    return row
+    return row | {f"{name}, failed": why for name, why in failed.items()}
+
+
+def _peer_answers(
+    peer: Any, prompts: list, drafts: int, temperature: float, config: Config
+) -> Any:
+    """What the peer made of every prompt, or why it could not."""
+    try:
+        return [
+            peer.run(
+                prompt=prompt.tolist(), new_tokens=config.new_tokens,
+                draft_tokens=drafts, temperature=temperature, seed=config.seed,
+            )
+            for prompt in prompts
+        ]  # fmt: skip
+    except PeerError as error:
+        return str(error)[:120]
 
 
 def _capacity(config: Config) -> int:
@@ -233,6 +246,12 @@ def _together(
     return rows
 
 
+def _peer_reason(rows: list) -> str:
+    failed = [row["prompts"] for row in rows if "peer across, failed" in row]
+    where = f"; it failed on {', '.join(failed)}" if failed else ""
+    return f"of the kinds of prompts that the peer could do{where}"
+
+
 def _claims(rows: list, together: list, config: Config, report: Any) -> None:
     by = lambda temperature, name, some=rows: [
         row[name] for row in some if row["temperature"] == temperature and name in row
@@ -257,8 +276,9 @@ def _claims(rows: list, together: list, config: Config, report: Any) -> None:
         ("calls_of_peer_over_ours", "tokens a call", "calls"),
         ("time_of_peer_over_ours", "ms a token", "time"),
     ):
-        ours = np.array(by(0.0, f"across, {name}"))
-        theirs = np.array(by(0.0, f"peer across, {name}"))
+        both = [row for row in rows if f"peer across, {name}" in row]
+        ours = np.array(by(0.0, f"across, {name}", both))
+        theirs = np.array(by(0.0, f"peer across, {name}", both))
         ratio = 0.0
         if theirs.size:
             share = theirs / ours if what == "time" else ours / theirs
@@ -269,7 +289,7 @@ def _claims(rows: list, together: list, config: Config, report: Any) -> None:
             "geometric mean of the kinds of prompts",
             paper="none: a strong peer in the same run", measured=ratio, unit="x",
             op=">=", bound=1.0, n=int(ours.size),
-            reason="" if theirs.size else ABSENT,
+            reason=_peer_reason(rows) if theirs.size else ABSENT,
         )  # fmt: skip
     single = by(0.0, "across, tokens a call")
     batch = by(0.0, "tokens a call", together)
