@@ -387,6 +387,14 @@ def test_score_is_the_sum_of_the_steps():
 # Baselines ------------------------
 
 
+def _read(reader, text):
+    """Next-byte log-probabilities; that nothing covers the text fails the test."""
+    try:
+        return reader.next_byte_logprobs(text)
+    except NoCoverError as error:
+        return pytest.fail(f"nothing covers {text!r}: {error}")
+
+
 def test_healing_forces_the_bytes_of_the_last_token():
     vocabulary = vocabulary_of("none")
     lm = random_lm(vocabulary.size)
@@ -402,15 +410,12 @@ def test_healing_forces_the_bytes_of_the_last_token():
             want[token[len(last)]] += left[id_]
         place = 256 if id_ == end else token[0]
         want[place] += left[ids[-1]] * after[id_]
-    try:
-        got = np.exp(healed.next_byte_logprobs("a te"))
-    except NoCoverError as error:
-        pytest.fail(f"nothing follows the token that was taken off: {error}")
+    got = np.exp(_read(healed, "a te"))
     assert_close(got, want / want.sum(), atol=1e-6)
     assert not healed.is_exact(healed.start("a te"))[0]
     assert not naive.is_exact(naive.start("a te"))[0]
-    assert healed.next_byte_logprobs("").shape == (257,)
-    masked = np.exp(token_healing(lm, vocabulary).next_byte_logprobs("a te"))
+    assert _read(healed, "").shape == (257,)
+    masked = np.exp(_read(token_healing(lm, vocabulary), "a te"))
     assert masked.sum() == pytest.approx(1, abs=1e-5)
     assert np.isfinite(naive.score("a te", "s"))
 
