@@ -192,9 +192,18 @@ def _race(
     for name, some in times.items():
         row[f"{name}, tokens a call"] = round(emitted / calls[name], 3)
         row[f"{name}, ms a token"] = round(1e3 * float(np.median(some)) / emitted, 3)
+        row[f"{name}, nats a token"] = _nats(target, prompts, tokens[name])
     differ = zip(tokens["plain"], tokens["across"], strict=True)
     row["rows that differ"] = sum(one != other for one, other in differ)
     return row | {f"{name}, failed": why for name, why in failed.items()}
+
+
+def _nats(target: jtok.models.Model, prompts: list, tokens: list) -> float:
+    """How unlikely the target finds what was emitted: a sample's own law shows here."""
+    rows = [[*p.tolist(), *t] for p, t in zip(prompts, tokens, strict=True)]
+    both = jtok.models.score(target, rows + [p.tolist() for p in prompts])
+    whole, before = np.split(np.asarray(both.log_likelihood), 2)
+    return round(float((before - whole).sum() / sum(map(len, tokens))), 3)
 
 
 def _peer_answers(

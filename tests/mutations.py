@@ -1700,6 +1700,15 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="start = (held + 0 * index) * prefixes",
         killed_by="tests/embed/test_word_generation.py::test_caches_change_nothing",
     ),
+    Mutation(
+        id="fitted-rows-uncorrelated",
+        slug="omp_transplant",
+        path="jtok/embed/simple.py",
+        before="return middle[None, :] + drawn @ root.T",
+        after="return middle[None, :] + drawn * jnp.diag(root)[None, :]",
+        killed_by="tests/embed/test_simple.py"
+        "::test_fitted_rows_have_the_mean_and_covariance_of_the_rows",
+    ),
 )
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jtok.embed.weighted import weighted_rows
 from jtok.errors import check
 
 __all__ = [
@@ -161,16 +162,13 @@ def hybrid(local: Mix, near: Mix, weight: float = 0.3) -> Mix:
     )
 
 
-@functools.partial(jax.jit, static_argnames="block")
-def mixed_rows(
-    mix: Mix, rows: Float[Array, "known dim"], *, block: int = 1024
-) -> Float[Array, "new dim"]:
+@jax.jit
+def mixed_rows(mix: Mix, rows: Float[Array, "known dim"]) -> Float[Array, "new dim"]:
     """The weighted sums.
 
     Args:
       mix: ids and weights of the terms; ids beyond the rows read the last one.
       rows: `[known, dim]` known rows, in any floating dtype.
-      block: new rows made at a time; bounds the memory.
 
     Returns:
       `[new, dim]` float32; zero where not valid.
@@ -182,13 +180,8 @@ def mixed_rows(
       >>> mixed_rows(mix, jnp.array([[1.0], [3.0]])).tolist()
       [[2.0]]
     """
-
-    def make(one: Mix) -> Array:
-        terms = rows[one.ids].astype(jnp.float32)
-        made = jnp.einsum("t,td->d", one.weights, terms, precision="highest")
-        return jnp.where(one.valid, made, 0.0)
-
-    return jax.lax.map(make, mix, batch_size=block)
+    made = weighted_rows(mix.ids, mix.weights.astype(jnp.float32), rows)
+    return jnp.where(mix.valid[:, None], made, 0.0)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "block"))
