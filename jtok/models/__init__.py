@@ -4,6 +4,12 @@ from jtok.models.backbone import Backbone, backbone_of
 from jtok.models.cache import Cache, commit, init_cache
 from jtok.models.checkpoint import abstract, config_from, init, load, save
 from jtok.models.classify import add_classifier, classify, pool
+from jtok.models.compression import (
+    CompressedOutput,
+    CompressibleModel,
+    Compressor,
+    LayerView,
+)
 from jtok.models.encoder import Segments, relative_bias
 from jtok.models.encoder_heads import masked_features, masked_rows
 from jtok.models.families import FAMILIES, Family, family_of
@@ -27,9 +33,13 @@ __all__ = [
     "FAMILIES",
     "Backbone",
     "Cache",
+    "CompressedOutput",
+    "CompressibleModel",
+    "Compressor",
     "Family",
     "GenerationConfig",
     "Info",
+    "LayerView",
     "MambaCache",
     "Model",
     "Output",

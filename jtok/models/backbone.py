@@ -30,12 +30,15 @@ class Backbone(NamedTuple):
       init_cache: `(config, batch, capacity) -> cache`, empty.
       target: `(config, read) -> Target`, where `read` are (site, layer) pairs; equal
         arguments give the same functions.
+      compresses: whether `forward` also takes `compress`, so that models of this kind
+        are `CompressibleModel`s.
     """
 
     init_params: Callable[..., PyTree]
     forward: Callable[..., Any]
     init_cache: Callable[..., PyTree]
     target: Callable[..., Any]
+    compresses: bool = False
 
 
 def backbone_of(config: Any) -> Backbone:
@@ -80,6 +83,10 @@ def _backbones() -> dict[type, Backbone]:
             mamba.init_params, mamba.forward, mamba.init_cache, mamba.target
         ),
         nn.EncoderConfig: Backbone(
-            encoder.init_params, encoder.forward, encoder.init_cache, encoder.target
+            encoder.init_params,
+            encoder.forward,
+            encoder.init_cache,
+            encoder.target,
+            compresses=True,
         ),
     }

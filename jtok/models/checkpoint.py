@@ -25,10 +25,12 @@ from jtok.errors import (
 )
 from jtok.models import mamba, storage, weights
 from jtok.models.backbone import backbone_of
+from jtok.models.compression import model_of
 from jtok.models.families import FAMILIES, family_of
 from jtok.models.fields import Fields, check_types, read_text
 from jtok.models.generation_config import GenerationConfig
 from jtok.models.model import Model, parsed, split_layers
+from jtok.models.processor import load_processor
 from jtok.ops.sharding import (
     abstract_tree,
     check_split,
@@ -274,7 +276,7 @@ def _init(config: Any, key: jax.Array, vocabulary: Vocabulary | None) -> Model:
     generation = GenerationConfig()
     if vocabulary is not None and "eos" in vocabulary.special:
         generation = GenerationConfig((vocabulary.special["eos"],))
-    return Model(params, config, vocabulary, generation_config=generation)
+    return model_of(params, config, vocabulary=vocabulary, generation_config=generation)
 
 
 def abstract(config: Any) -> Model:
@@ -301,7 +303,7 @@ def abstract(config: Any) -> Model:
     check_mesh(made)
     shapes = jax.eval_shape(lambda: _init_params(made, jax.random.key(0)))
     axes, units = param_axes(shapes), axis_units(made)
-    return Model(abstract_tree(shapes, axes, units=units), made)
+    return model_of(abstract_tree(shapes, axes, units=units), made)
 
 
 def load(
@@ -311,6 +313,7 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    compress: Any = None,
 ) -> Model:
     """Loads a hub id or a folder in the Hugging Face format, onto the current mesh.
 
@@ -325,10 +328,12 @@ def load(
       revision: branch, tag or commit on the hub.
       token: for gated repositories.
       local_files_only: use only what was downloaded before.
+      compress: what its layers do with tokens where a call says nothing else, see
+        `CompressibleModel`; decoders of text have no place for one.
 
     Returns:
-      `Model` with vocabulary (None where the folder has no tokenizer) and generation
-      configuration.
+      `Model` with vocabulary and processor (None where the folder has none) and
+      generation configuration.
 
     Raises:
       MissingFileError: a file is not there.
@@ -357,12 +362,14 @@ def load(
         family = family_of(fields, where=fields.where)
         vocabulary = _load_vocabulary(folder)
         generation = _generation(folder, fields)
+        make_processor = lambda config: load_processor(folder, config, vocabulary)
         opened = storage.TensorFiles.open(folder)
     with opened as tensors:
         config = config_from(fields, dtype=dtype or _stored_dtype(tensors))
         _check_sizes(config, tensors, fields.where)  # first: others list what fits
         check_mesh(config)
         _check_vocabulary(vocabulary, config, str(folder))
+        processor = make_processor(config)
         shapes = jax.eval_shape(lambda: _init_params(config, jax.random.key(0)))
         plan = tuple(weights.plan_tensors(family.weights, shapes, config))
         found = {_prefixed(name, plan, family.prefix): name for name in tensors.names()}
@@ -376,7 +383,14 @@ def load(
             where=str(folder),
         )
         params = _read_params(tensors, plan, found, shapes, config)
-    return Model(params, config, vocabulary, generation_config=generation)
+    return model_of(
+        params,
+        config,
+        compress,
+        vocabulary=vocabulary,
+        processor=processor,
+        generation_config=generation,
+    )
 
 
 def _check_sizes(config: Any, tensors: storage.TensorFiles, where: str) -> None:
@@ -473,10 +487,11 @@ def _load_vocabulary(folder: pathlib.Path) -> Vocabulary | None:
 
 
 def _check_vocabulary(vocabulary: Vocabulary | None, config: Any, where: str) -> None:
-    if vocabulary is not None and vocabulary.size > config.vocab_size:
+    rows = getattr(config, "vocab_size", None)  # towers of images have none
+    if vocabulary is not None and rows is not None and vocabulary.size > rows:
         raise VocabMismatchError(
             f"{where}: the tokenizer has {vocabulary.size} ids, the embedding "
-            f"{config.vocab_size} rows; expected at most as many ids as rows."
+            f"{rows} rows; expected at most as many ids as rows."
         )
 
 
@@ -572,6 +587,8 @@ def _write(
             files.write_atomic(staged / "generation_config.json", source)
         if model.vocabulary is not None:
             model.vocabulary.save(staged)
+        if model.processor is not None:
+            model.processor.save(staged)
 
 
 def _fields(model: Model) -> dict[str, Any]:

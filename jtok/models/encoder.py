@@ -6,8 +6,7 @@ one); `Output.logits` are those of the masked-LM head, None where there is none.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import model as core
+from jtok.models.compression import Compressor, Tokens
 from jtok.models.encoder_heads import (
     init_head,
     init_norm,
@@ -24,8 +24,7 @@ from jtok.models.encoder_heads import (
     norm,
     normal,
 )
-from jtok.ops.attention import attention
-from jtok.ops.local_attention import local_attention
+from jtok.models.encoder_layers import output_of, run_layers
 from jtok.ops.sharding import constrain
 
 __all__ = [
@@ -38,8 +37,6 @@ __all__ = [
 ]
 
 PyTree = Any
-
-_NO_WINDOW = 2**30  # positions, in scanned layers that have no window
 
 
 @struct.dataclass
@@ -67,16 +64,6 @@ class Segments:
     order: Any = None
 
 
-class _Where(NamedTuple):
-    """What every layer knows of the tokens."""
-
-    positions: Array
-    mask: Array | None  # [batch, seq] or [batch, seq, seq]
-    bias: Array | None
-    gates: Array | None
-    in_order: bool  # positions count from 0
-
-
 def forward(
     params: PyTree,
     config: nn.EncoderConfig,
@@ -89,8 +76,9 @@ def forward(
     taps: core.Taps | None = None,
     gates: Any = None,
     logits: Any = "all",
+    compress: Compressor | None = None,
 ) -> core.Output:
-    """`Model.__call__` of an encoder; `inputs` may be `Segments`.
+    """`CompressibleModel.__call__` of an encoder; `inputs` may be `Segments`.
 
     Without `positions` they count from 0; where the configuration has a `padding_id`,
     ids other than that are counted, as RoBERTa does (of vectors, what the mask keeps).
@@ -115,15 +103,13 @@ def forward(
     x = constrain(
         _embed(params, config, given, ids, positions), "batch", "seq", "embed"
     )
-    where = _Where(positions, mask, bias, gates, in_order)
-    layers = params["layers"]
-    run = _unrolled if isinstance(layers, tuple) else _scanned
-    x, read = run(layers, config, x, where, taps)
+    tokens = Tokens(positions, mask, bias, gates, in_order)
+    x, tokens, read = run_layers(params["layers"], config, x, tokens, taps, compress)
     hidden = x
     if config.norm_first:
         hidden = norm(config, params["final_norm"], x)
     made = masked_logits(params, config, hidden, logits)
-    return core.Output(made, hidden, core.named_taps(read, taps), None)
+    return output_of(made, hidden, read, tokens)
 
 
 # ---- inputs
@@ -233,79 +219,6 @@ def _embed(
         rows = positions + config.position_offset
         x = x + embed["positions"].at[rows].get(mode="clip")
     return norm(config, embed["norm"], x) if config.embed_norm else x
-
-
-# ---- layers
-
-
-def _attend(
-    config: nn.EncoderConfig, where: _Where, window: int | Array | None
-) -> Callable[[Array, Array, Array], Array]:
-    scale, mask = config.score_scale, where.mask
-
-    def attend(query: Array, key: Array, value: Array) -> Array:
-        batch, seq = query.shape[:2]
-        plain = where.bias is None and where.in_order
-        flat = mask is None or mask.ndim == 2
-        if isinstance(window, int) and plain and flat and 4 * window + 4 <= seq:
-            return local_attention(query, key, value, mask, reach=window, scale=scale)
-        allow = jnp.ones((1, 1, seq), bool) if mask is None else mask
-        allow = allow[:, None] if allow.ndim == 2 else allow
-        if window is not None:
-            at = where.positions
-            near = jnp.abs(at[:, :, None] - at[:, None, :]) <= window
-            allow = allow & near
-        allow = jnp.broadcast_to(allow, (batch, seq, seq))
-        return attention(query, key, value, allow, scale=scale, bias=where.bias)
-
-    return attend
-
-
-def _run_block(
-    layer: PyTree, index: Any, block: nn.EncoderBlock, x: Array, where: _Where,
-    window: int | Array | None, local: bool | Array, taps: core.Taps,
-) -> tuple[Array, dict[str, Array]]:  # fmt: skip
-    tap, read = core.recording(taps, index)
-    attend = _attend(block.config, where, window)
-    made: Any = block.apply(
-        {"params": layer}, x, where.positions, attend, tap, local, where.gates
-    )
-    return constrain(made, "batch", "seq", "embed"), read
-
-
-def _unrolled(
-    layers: tuple[PyTree, ...], config: nn.EncoderConfig, x: Array, where: _Where,
-    taps: core.Taps,
-) -> tuple[Array, dict[str, list[Array]]]:  # fmt: skip
-    collected: dict[str, list[Array]] = {site: [] for site in taps.sites}
-    for index, layer in enumerate(layers):
-        window = config.window(index)
-        block = nn.EncoderBlock(config, config.attn_norm(index))
-        local = window is not None
-        x, read = _run_block(layer, index, block, x, where, window, local, taps)
-        for site, value in read.items():
-            collected[site].append(value)
-    return x, collected
-
-
-def _scanned(
-    layers: PyTree, config: nn.EncoderConfig, x: Array, where: _Where, taps: core.Taps
-) -> tuple[Array, dict[str, Array]]:
-    block = nn.EncoderBlock(config, config.attn_norm(0))  # all are of one kind
-
-    def body(x: Array, item: Any) -> tuple[Array, dict[str, Array]]:
-        index, layer, window = item
-        local = False if window is None else window < _NO_WINDOW
-        return _run_block(layer, index, block, x, where, window, local, taps)
-
-    windows = None
-    if config.windows:
-        sizes = [_NO_WINDOW if reach is None else reach for reach in config.windows]
-        windows = jnp.asarray(sizes, jnp.int32)
-    # For the gradient only products with weights are kept, as for decoders.
-    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    body = jax.checkpoint(body, policy=keep, prevent_cse=False)
-    return jax.lax.scan(body, x, (jnp.arange(config.num_layers), layers, windows))
 
 
 # ---- new parameters

@@ -26,6 +26,8 @@ class Weight(NamedTuple):
       by_head: several paths alternate: head 0 of each, then head 1 of each.
       beside: a parameter path; where the tree lacks it, the row is left out.
       without: a parameter path; where the tree has it, the row is left out.
+      under: the part of the tree whose layers `{layer}` counts, "" for the tree itself;
+        paths of such tensors are relative to a layer of it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Weight(NamedTuple):
     by_head: bool = False
     beside: str = ""
     without: str = ""
+    under: str = ""
 
     @property
     def per_layer(self) -> bool:
@@ -66,8 +69,15 @@ class Planned(NamedTuple):
     @property
     def keys(self) -> tuple[tuple[Any, ...], ...]:
         """Where the parameters lie in the tree."""
-        root = () if self.layer is None else ("layers", self.layer)
+        root = _root(self.weight, self.layer)
         return tuple((*root, *path.split("/")) for path in self.weight.paths)
+
+
+def _root(weight: Weight, layer: int | None) -> tuple[Any, ...]:
+    """Where the paths of a row start."""
+    if layer is None:
+        return ()
+    return (*([weight.under] if weight.under else []), "layers", layer)
 
 
 def plan_tensors(
@@ -78,7 +88,8 @@ def plan_tensors(
     Rows whose parameters the tree does not have (an optional bias) are left out.
     """
     for weight in table:
-        layers = range(len(params["layers"])) if weight.per_layer else (None,)
+        stack = params[weight.under] if weight.under else params
+        layers = range(len(stack["layers"])) if weight.per_layer else (None,)
         groups = config.num_heads if weight.by_head else 1
         for layer in layers:
             planned = Planned(weight.name, weight, layer, None, groups)
@@ -93,7 +104,7 @@ def plan_tensors(
 
 def _excluded(planned: Planned, params: PyTree) -> bool:
     weight = planned.weight
-    root = () if planned.layer is None else ("layers", planned.layer)
+    root = _root(weight, planned.layer)
 
     def has(path: str) -> bool:
         return get(params, (*root, *path.split("/"))) is not None

@@ -15,6 +15,7 @@ from jtok.ops.sharding import constrain
 __all__ = ["EncoderBlock", "EncoderNorm"]
 
 Tap = Callable[[str, Array], Array]
+Between = Callable[[Array, Array | None], tuple[Array, Array | None]]
 
 
 class EncoderNorm(nn.Module):
@@ -67,9 +68,10 @@ class EncoderBlock(nn.Module):
 
     Who sees whom is the caller's business: `attend` gets query
     `[batch, seq, heads, head_dim]` and key, value `[batch, heads, seq, head_dim]`, and
-    returns the mixed values. `local` says that the layer has a window, which may give
-    it other rotary frequencies; scanned layers pass it traced. The sites of `tap` are
-    those of a decoder's block (`SITES`).
+    returns the mixed values. `between` may leave fewer tokens to the MLP: it turns the
+    stream and the gates into others. `local` says that the layer has a window, which
+    may give it other rotary frequencies; scanned layers pass it traced. The sites of
+    `tap` are those of a decoder's block (`SITES`).
 
     Attributes:
       config: sizes and choices.
@@ -88,7 +90,8 @@ class EncoderBlock(nn.Module):
         tap: Tap,
         local: bool | Bool[Array, ""] = False,
         gates: Float[Array, "batch seq"] | None = None,
-    ) -> Float[Array, "batch seq dim"]:
+        between: Between | None = None,
+    ) -> Float[Array, "batch rows dim"]:
         config = self.config
         first, last = config.norm_first, not config.norm_first
 
@@ -101,6 +104,8 @@ class EncoderBlock(nn.Module):
         middle = x + tap("attn_out", mixed)
         middle = norm("attn_norm", middle, last and self.attn_norm)
         middle = tap("resid_mid", middle)
+        if between is not None:
+            middle, gates = between(middle, gates)
         hidden = _EncoderMlp(config, name="mlp")(norm("mlp_norm", middle, first), gates)
         return tap(
             "resid_post", norm("mlp_norm", middle + tap("mlp_out", hidden), last)

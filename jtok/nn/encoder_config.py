@@ -159,6 +159,11 @@ class EncoderConfig:
         return False
 
     @property
+    def prefix(self) -> int:
+        """First tokens that are no content: the class token, where there is one."""
+        return 0 if self.relative == "t5" else 1
+
+    @property
     def tied(self) -> bool:
         """The masked-LM head compares with the rows of the embedding."""
         return True

@@ -22,7 +22,8 @@ UNUSED = "inter_token_blocks"
 
 
 def config_of(file, name):
-    languages = int(file["cfg_n_langs"]) if int(file["cfg_lang_index"]) >= 0 else 0
+    count, index = int(file["cfg_n_langs"]), int(file["cfg_lang_index"])
+    languages = count if index >= 0 else 0
     return HypernetworkConfig(
         row_width=int(file["cfg_n_embd"]), source_size=int(file["cfg_vocab"]),
         pad_id=int(file["cfg_pad_id"]), hidden=int(file["cfg_hidden"]),
