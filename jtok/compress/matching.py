@@ -13,10 +13,10 @@ from jtok.errors import check
 from jtok.ops.energy import unit_rows
 from jtok.ops.plan import Plan, join_plan
 
-__all__ = ["Budget", "Sides", "best_matches", "budget_of", "check_metric", "plan_of"]
+__all__ = ["Removal", "Sides", "best_matches", "budget_of", "check_metric", "plan_of"]
 
 
-class Budget(NamedTuple):
+class Removal(NamedTuple):
     """How many tokens leave.
 
     Attributes:
@@ -77,7 +77,7 @@ def budget_of(
     keep: float | None,
     remove: int | None,
     least: float = 0.0,
-) -> Budget:
+) -> Removal:
     """How many tokens of each row leave.
 
     Args:
@@ -107,7 +107,7 @@ def budget_of(
         min(wanted(count), limit(count)) for count in range(max(seq - protect, 0) + 1)
     ]
     real = jnp.sum(valid[:, protect:], axis=1)
-    return Budget(table[-1], jnp.asarray(np.array(table, np.int32))[real])
+    return Removal(table[-1], jnp.asarray(np.array(table, np.int32))[real])
 
 
 def best_matches(
