@@ -5,6 +5,11 @@ from jtok.ops.attention import (
     cached_attention,
     write_rows,
 )
+from jtok.ops.byproducts import (
+    Byproducts,
+    attention_byproducts,
+    attention_power,
+)
 from jtok.ops.energy import (
     energy,
     unit_rows,
@@ -75,6 +80,7 @@ from jtok.ops.unembed import (
 )
 
 __all__ = [
+    "Byproducts",
     "Draw",
     "GeneratedTable",
     "Penalties",
@@ -88,6 +94,8 @@ __all__ = [
     "ancestor_mask",
     "ancestor_path",
     "attention",
+    "attention_byproducts",
+    "attention_power",
     "cached_attention",
     "count_tokens",
     "cross_entropy",
