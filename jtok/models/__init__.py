@@ -18,6 +18,7 @@ from jtok.models.generation_config import GenerationConfig
 from jtok.models.mamba import MambaCache
 from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
 from jtok.models.paddle import from_paddle
+from jtok.models.prompt_vectors import num_vectors, with_vectors
 from jtok.models.pseudo import pseudo_score
 from jtok.models.scoring import Scores, encode, score
 from jtok.models.segments import (
@@ -69,6 +70,7 @@ __all__ = [
     "masked_features",
     "masked_rows",
     "model_target",
+    "num_vectors",
     "pool",
     "pseudo_score",
     "relative_bias",
@@ -78,4 +80,5 @@ __all__ = [
     "segment_config",
     "split_layers",
     "stack_layers",
+    "with_vectors",
 ]
