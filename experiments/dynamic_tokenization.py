@@ -3,8 +3,9 @@
 A small frozen language model reads held-out code whose most frequent neighbours became
 one token, batch by batch, and is asked for the next original piece wherever a boundary
 is left. Its vectors for merged tokens are the mean of their pieces, the last piece, or
-what a small network makes of the pieces; beside them stands the unmerged text, at the
-same places. Then lists of the best among a million rows, exact and approximate.
+what one of two small networks makes of the pieces; beside them stands the unmerged
+text, at the same places. Then texts that go on from merged prompts, out of three
+vocabularies, and lists of the best among a million rows, exact and approximate.
 
 ```
 python -m experiments.run dynamic_tokenization
@@ -20,29 +21,35 @@ the network and of the texts. About 8 minutes on 2 free CPU cores (an estimate).
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.cache import cached
 from experiments.corpus import standard_library
+from experiments.dynamic_generation import generations
+from experiments.dynamic_networks import (
+    RESIDUAL,
+    ZETT,
+    Setting,
+    next_pieces,
+    pieces_of,
+    trained_makers,
+)
 from experiments.intervals import student_interval
 from experiments.vocabulary_pair import SMOKE, PairConfig, vocabulary_pair
-from jtok import embed, models, text, train
-from jtok.errors import check
-from jtok.models import storage
+from jtok import embed, models, text
 from jtok.ops import cross_entropy
 from jtok.ops.row_search import approximate_top, cluster_rows, probe_top
 
 CLAIMS = (
     "same_without_merges",
     "network_at_the_limit",
+    "zett_at_the_limit",
+    "more_bytes_a_token",
     "shorter",
     "exact_search",
     "probing_recall",
@@ -50,8 +57,14 @@ CLAIMS = (
 SOURCES = (
     "experiments/cache.py",
     "experiments/corpus.py",
+    "experiments/dynamic_generation.py",
+    "experiments/dynamic_networks.py",
     "experiments/vocabulary_pair.py",
     "jtok/embed/dynamic.py",
+    "jtok/embed/dynamic_prompts.py",
+    "jtok/embed/hypernetwork.py",
+    "jtok/embed/hypernetwork_losses.py",
+    "jtok/embed/hypernetwork_training.py",
     "jtok/embed/large_vocabulary.py",
     "jtok/embed/residual_network.py",
     "jtok/models/model.py",
@@ -70,7 +83,7 @@ SOURCES = (
 )
 MINUTES = {"smoke": 0.4, "small": 8, "full": 600}
 ALL = -1  # stands for all merges among budgets
-FVT, LAST, NETWORK = "mean of pieces", "last piece", "network"
+FVT, LAST = "mean of pieces", "last piece"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +94,10 @@ class Config:
     that of a released network. A batch is `rows` texts of `length` tokens; `held_out`
     of them are measured with each of `budgets` merges (-1: all). The small network
     reads `pieces` pieces and trains for `steps` on batches with up to `most_merges`
-    merges or, every fourth, with all. Lists of the best `candidates` are taken of
+    merges or, every fourth, with all; the ZeTT network first learns rows of single
+    pieces for `identity_steps`. `prompts` merged prompts are continued by `new_tokens`,
+    also from a vocabulary with `more_tokens` that further merges of so much training
+    text make. Lists of the best `candidates` are taken of
     `search_rows` rows of `search_width` numbers, for `queries` vectors.
     """
 
@@ -102,6 +118,11 @@ class Config:
     warmup: int = 20
     learning_rate: float = 2e-3
     most_merges: int = 150
+    identity_steps: int = 200
+    prompts: int = 16
+    new_tokens: int = 32
+    vocabulary_text: int = 300_000
+    more_tokens: int = 20_000
     search_rows: int = 1_000_000
     search_width: int = 128
     leaves: int = 500
@@ -114,8 +135,9 @@ PRESETS = {
     "smoke": Config(
         seeds=(0,), tiny=True, documents=4, rows=2, length=48, held_out=1,
         budgets=(0, 5, ALL), intermediate=32, layers=1, steps=3, warmup=1,
-        most_merges=10, search_rows=2000, search_width=32, leaves=8, probes=(2, 8),
-        queries=4,
+        most_merges=10, identity_steps=2, prompts=2, new_tokens=4,
+        vocabulary_text=2000, more_tokens=20, search_rows=2000, search_width=32,
+        leaves=8, probes=(2, 8), queries=4,
     ),
     "small": Config(),
     "full": Config(
@@ -125,21 +147,6 @@ PRESETS = {
         leaves=2000, probes=(25, 250, 1000), queries=256,
     ),
 }  # fmt: skip
-
-
-class Setting(NamedTuple):
-    """The frozen model, what may merge, and ids of texts."""
-
-    model: models.Model
-    rule: text.MergeRule
-    pad_id: int
-    train: np.ndarray
-    held_out: np.ndarray
-
-    @property
-    def source(self) -> jax.Array:
-        """Input rows of the model."""
-        return self.model.params["embed"]["tokens"]
 
 
 def run(config: Config, report: Any) -> None:
@@ -154,13 +161,14 @@ def run(config: Config, report: Any) -> None:
     setting = _setting(config, corpus)
     found = []
     for seed in report.progress(config.seeds, "seeds"):
-        make, name = _network(config, setting, corpus.sha256, seed, report)
-        report.artifact(f"network, seed {seed}", name)
-        found.append(_measure(config, setting, make, seed))
+        made = _makers(config, setting, corpus.sha256, seed, report)
+        found.append(_measure(config, setting, made, seed))
+    written = generations(config, setting, made[RESIDUAL])
     search = _search(config)
     _report_nats(config, found, report)
+    report.table("Greedy texts after merged prompts", written)
     report.table(f"The {config.candidates} best of {config.search_rows:,} rows", search)
-    _report_claims(config, found, search, report)
+    _report_claims(config, found, written, search, report)
 
 
 def _setting(config: Config, corpus: Any) -> Setting:
@@ -180,149 +188,30 @@ def _setting(config: Config, corpus: Any) -> Setting:
     return Setting(model, rule, vocabulary.special.get("pad", eos), learnt, held)
 
 
-def _pieces_of(config: Config, ids: np.ndarray, rng: np.random.Generator) -> list[Any]:
-    """A batch: rows of text, each from a place of its own."""
-    most = len(ids) - config.length
-    check(most > 0, "length", config.length, f"below the {len(ids)} tokens of the text")
-    starts = rng.integers(0, most, config.rows)
-    return [ids[s : s + config.length].astype(np.int32) for s in starts]
-
-
-def _next_pieces(
-    rows: list[np.ndarray], starts: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each token the piece that follows it, and where that stands; -1 for none."""
-    after = np.full_like(starts, -1)
-    after[:, :-1] = starts[:, 1:]
-    pieces = np.stack(rows)
-    return np.take_along_axis(pieces, np.maximum(after, 0), axis=1), after
-
-
-# The small network ------------------------
-
-
-def _fresh(config: Config, setting: Setting, seed: int) -> embed.ResidualNetwork:
-    sizes = embed.PieceMixerConfig(
-        row_width=setting.model.config.width, hidden=setting.model.config.width,
-        intermediate=config.intermediate, layers=config.layers, alpha=8.0,
-        max_pieces=config.pieces, pooling="mean", attention_heads=2,
-    )  # fmt: skip
-    network = embed.init_residual_network(sizes, jax.random.key(seed))
-    return embed.fit_residual_rescalers(network, setting.source[:, None])
-
-
-def _network(
+def _makers(
     config: Config, setting: Setting, corpus: str, seed: int, report: Any
-) -> tuple[embed.RowMaker, str]:
-    """What makes rows of pieces, and the name of its weights."""
-    if config.network:
-        released = embed.load_hypernetwork(config.network)
-        rows = embed.source_rows(setting.model, released.config)
-        return embed.network_rows(released, rows), config.network
-    names = (
-        "documents", "rows", "length", "boundary", "pieces", "intermediate", "layers",
-        "steps", "warmup", "learning_rate", "most_merges", "tiny",
-    )  # fmt: skip
-    key = {name: getattr(config, name) for name in names}
-    key |= {"seed": seed, "corpus": corpus}
-    fill = functools.partial(_train, config, setting, seed)
-    folder = cached("dynamic_tokenization", key, fill)
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        report.metric(seed=seed, **json.loads(line))
-    network = _fresh(config, setting, seed)
-    leaves, tree = jax.tree.flatten(network.params)
-    with storage.TensorFiles.open(folder) as tensors:
-        read = [jnp.asarray(tensors.read(f"{i:04}")) for i in range(len(leaves))]
-    network = network.replace(params=jax.tree.unflatten(tree, read))
-    make = embed.residual_rows(network, setting.source, pad_id=setting.pad_id)
-    return make, folder.name
-
-
-def _train(config: Config, setting: Setting, seed: int, folder: Path) -> None:
-    """Fills the cached folder; called again after a kill, with what was there."""
-    network = _fresh(config, setting, seed)
-    scalers = ("in_rescaler", "out_rescaler")
-    free = {k: v for k, v in network.params.items() if k not in scalers}
-    still = {k: v for k, v in network.params.items() if k in scalers}
-    rate = train.schedule(
-        "cosine", peak=config.learning_rate, steps=config.steps, warmup=config.warmup
-    )
-    result = train.fit(
-        _loss(setting, network), free,
-        frozen={"scalers": still, "model": setting.model.params},
-        optimizer=train.adamw(rate, weight_decay=0.01), steps=config.steps,
-        data=lambda step: _training_batch(config, setting, seed, step),
-        key=jax.random.key(seed), folder=folder / "training", save_every=100, keep=1,
-        metrics_file=folder / "metrics.jsonl",
-    )  # fmt: skip
-    leaves = jax.tree.leaves({**result.trainable, **still})
-    storage.write_tensors(
-        folder, {f"{i:04}": np.asarray(x) for i, x in enumerate(leaves)}
-    )
-
-
-def _training_batch(
-    config: Config, setting: Setting, seed: int, step: int
-) -> dict[str, np.ndarray]:
-    """Merged rows as numbers: where each token's row is, and the piece that follows."""
-    rng = np.random.default_rng([seed, step])
-    rows = _pieces_of(config, setting.train, rng)
-    merges = None if step % 4 == 3 else int(rng.integers(5, config.most_merges + 1))
-    batch = text.merge_batch(setting.rule, rows, merges)
-    made = embed.dynamic_inputs(
-        batch, setting.rule.tokenizer, setting.source,
-        lambda forms: jnp.zeros((len(forms), setting.source.shape[1])),
-        pad_id=setting.pad_id, maxlen=config.pieces, length_multiple=config.length,
-    )  # fmt: skip
-    targets, after = _next_pieces(rows, made.starts)
-    forms = np.full((config.rows * config.length // 2, config.pieces), setting.pad_id)
-    own = text.surface_forms(
-        setting.rule.tokenizer, list(batch.merged), maxlen=config.pieces,
-        pad_id=setting.pad_id,
-    ).ids  # fmt: skip
-    forms[: len(own)] = own
-    ids = {"ids": made.ids, "targets": targets, "after": after}
-    return {**ids, "forms": forms.astype(np.int32)}
-
-
-def _loss(setting: Setting, network: embed.ResidualNetwork) -> Callable[..., Any]:
-    """Cross-entropy of the next piece at the boundaries, through the frozen model."""
-    shell = dataclasses.replace(setting.model, params=None)
-    size = setting.rule.tokenizer.size
-
-    def loss_fn(
-        trainable: Any, frozen: Any, state: Any, batch: Any, key: jax.Array
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        del key
-        model = dataclasses.replace(shell, params=frozen["model"])
-        source = model.params["embed"]["tokens"]
-        whole = network.replace(params={**trainable, **frozen["scalers"]})
-        make = embed.residual_rows(whole, source, pad_id=setting.pad_id)
-        made, ids = make(batch["forms"]), batch["ids"]
-        new = made[jnp.maximum(ids - size, 0)]
-        old = source[jnp.clip(ids, 0, source.shape[0] - 1)]
-        vectors = jnp.where((ids >= size)[..., None], new, old)
-        hidden = model(vectors, mask=ids >= 0, logits="none").hidden
-        weight, bias = model.unembedding()
-        nats = cross_entropy(hidden, weight, batch["targets"], bias=bias)
-        counts = batch["after"] >= 0
-        return jnp.sum(nats * counts) / jnp.sum(counts), ({}, state)
-
-    return loss_fn
+) -> dict[str, embed.RowMaker]:
+    """What makes rows of pieces: the small networks, or a released one."""
+    if not config.network:
+        return trained_makers(config, setting, corpus, seed, report)
+    released = embed.load_hypernetwork(config.network)
+    rows = embed.source_rows(setting.model, released.config)
+    report.artifact(f"network, seed {seed}", config.network)
+    return {RESIDUAL: embed.network_rows(released, rows)}
 
 
 # Measurements ------------------------
 
 
 def _measure(
-    config: Config, setting: Setting, make: embed.RowMaker, seed: int
+    config: Config, setting: Setting, networks: dict[str, embed.RowMaker], seed: int
 ) -> dict[int, dict[str, float]]:
     """By budget: tokens, and mean nats of each method at the same boundaries."""
     pad = setting.pad_id
     makers = {
         FVT: embed.piece_mean_rows(setting.source, pad_id=pad),
         LAST: embed.last_piece_rows(setting.source, pad_id=pad),
-        NETWORK: make,
+        **networks,
     }
     weight, bias = setting.model.unembedding()
 
@@ -332,9 +221,7 @@ def _measure(
         return cross_entropy(hidden, weight, targets, bias=bias)
 
     rng = np.random.default_rng([seed, 1_000_003])
-    batches = [
-        _pieces_of(config, setting.held_out, rng) for _ in range(config.held_out)
-    ]
+    batches = [pieces_of(config, setting.held_out, rng) for _ in range(config.held_out)]
     found = {}
     for budget in config.budgets:
         total: dict[str, float] = dict.fromkeys(("unmerged", *makers), 0.0)
@@ -355,7 +242,7 @@ def _measure(
                     batch, setting.rule.tokenizer, setting.source, maker, pad_id=pad,
                     maxlen=config.pieces, length_multiple=config.length,
                 )  # fmt: skip
-                targets, after = _next_pieces(rows, made.starts)
+                targets, after = next_pieces(rows, made.starts)
                 nats = np.asarray(
                     nats_of(made.vectors, made.mask, jnp.asarray(targets))
                 )
@@ -449,7 +336,7 @@ def _report_nats(config: Config, found: list[Any], report: Any) -> None:
     report.table("Nats of the next original piece at surviving boundaries", rows)
     fig = Figure(figsize=(5, 3))
     axes = fig.subplots()
-    for name in (FVT, LAST, NETWORK):
+    for name in _methods(found):
         lost = [row[name] - row["unmerged"] for row in rows]
         axes.plot([row["shorter, %"] for row in rows], lost, marker="o", label=name)
     axes.set(xlabel="tokens fewer, %", ylabel="nats more than unmerged")
@@ -457,31 +344,59 @@ def _report_nats(config: Config, found: list[Any], report: Any) -> None:
     report.figure("What merging costs", fig)
 
 
+def _methods(found: list[Any]) -> list[str]:
+    """Names of what makes rows."""
+    return [name for name in found[0][0] if name not in ("unmerged", "tokens")]
+
+
+def _removed(found: list[Any], name: str) -> list[float]:
+    """Percent of the mean's extra loss that a network removes at full merging."""
+    lost = lambda line, of: line[of] - line["unmerged"]
+    return [100 * (1 - lost(f[ALL], name) / lost(f[ALL], FVT)) for f in found]
+
+
 def _report_claims(
-    config: Config, found: list[Any], search: list[dict[str, Any]], report: Any
+    config: Config,
+    found: list[Any],
+    written: list[dict[str, Any]],
+    search: list[dict[str, Any]],
+    report: Any,
 ) -> None:
     apart = max(
         abs(f[0][name] - f[0]["unmerged"])
-        for f in found for name in (FVT, LAST, NETWORK)
+        for f in found for name in _methods(found)
     )  # fmt: skip
     report.claim(
         "same_without_merges", "largest difference of any method without merges",
         paper="M = 0 is static tokenization", measured=round(apart, 7), unit="nats",
         op="<=", bound=1e-6, n=len(found), reason="a bug: please report it",
     )  # fmt: skip
-    at = [f[ALL] for f in found]
-    removed = [
-        100 * (1 - (f[NETWORK] - f["unmerged"]) / (f[FVT] - f["unmerged"])) for f in at
-    ]
+    for claim, name in (
+        ("network_at_the_limit", RESIDUAL),
+        ("zett_at_the_limit", ZETT),
+    ):
+        if name not in found[0][ALL]:
+            continue
+        removed = _removed(found, name)
+        report.claim(
+            claim,
+            f"share of the mean's extra loss that the {name} removes at full merging",
+            paper="under 2% of accuracy lost at word level (XNLI)",
+            measured=round(float(np.mean(removed)), 2), unit="%", op=">=", bound=80.0,
+            ci95=student_interval(removed), n=len(removed),
+            reason="the network is small and was trained for few steps",
+        )  # fmt: skip
+    few, many = written[1], written[-1]
     report.claim(
-        "network_at_the_limit",
-        "share of the mean's extra loss that the network removes at full merging",
-        paper="under 2% of accuracy lost at word level (XNLI)",
-        measured=round(float(np.mean(removed)), 2), unit="%", op=">=", bound=80.0,
-        ci95=student_interval(removed), n=len(removed),
-        reason="the network is small and was trained for few steps",
+        "more_bytes_a_token",
+        f"bytes a token from {many['generated from']} over those from the base's rows",
+        paper="generation from a million tokens writes fewer tokens (v1)",
+        measured=round(many["bytes a token"] / few["bytes a token"], 3), unit="ratio",
+        op=">=", bound=1.0, n=config.prompts,
+        reason="greedy texts of so small a model loop, and loops are of short tokens",
     )  # fmt: skip
-    shorter = [100 * (1 - f["tokens"] / (config.rows * config.length)) for f in at]
+    before = config.rows * config.length
+    shorter = [100 * (1 - f[ALL]["tokens"] / before) for f in found]
     report.claim(
         "shorter", f"tokens fewer at full merging of up to {config.pieces} pieces",
         paper="over 20% shorter on average (XNLI, 14 languages)",

@@ -1368,6 +1368,17 @@ MUTATIONS: tuple[Mutation, ...] = (
         "::test_batches_get_their_own_rows_and_the_oldest_go",
     ),
     Mutation(
+        id="prompt-rows-of-padding",
+        slug="dynamic_tokenization",
+        path="jtok/embed/dynamic_prompts.py",
+        before="first = {int(id_): place for place, id_ in "
+        "reversed(list(enumerate(ids.flat)))}",
+        after="first = {int(id_): place % ids.shape[1] for place, id_ in "
+        "enumerate(ids.flat)}",
+        killed_by="tests/embed/test_dynamic_prompts.py"
+        "::test_the_cached_continuation_is_that_of_the_vectors",
+    ),
+    Mutation(
         id="padding-has-positions",
         slug="dynamic_tokenization",
         path="jtok/embed/dynamic.py",

@@ -151,8 +151,7 @@ def prepare(
         model, options.params, options.vocabulary, drafter
     )
     vocab_size = target.info.vocab_size
-    readable = vocab_size + (num_vectors(model) if isinstance(model, Model) else 0)
-    rows, single = encode_prompts(prompts, vocabulary, readable)
+    rows, single = encode_prompts(prompts, vocabulary, vocab_size + num_vectors(params))
     count = len(rows)
     budgets = per_row("max_new_tokens", options.max_new_tokens, count, int)
     check(min(budgets) > 0, "max_new_tokens", options.max_new_tokens, "at least 1")

@@ -34,6 +34,7 @@ from jtok.embed.dynamic import (
     piece_mean_rows,
     residual_rows,
 )
+from jtok.embed.dynamic_prompts import dynamic_prompts
 from jtok.embed.encoders import (
     TextVectors,
     hashed_ngrams,
@@ -295,6 +296,7 @@ __all__ = [
     "donor_rows",
     "donor_view",
     "dynamic_inputs",
+    "dynamic_prompts",
     "embed_by_tables",
     "encipher",
     "exact_search",

@@ -1,6 +1,8 @@
 """Vectors in a prompt: images, merged tokens and sound beside the words."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -53,19 +55,20 @@ def with_vectors(model: Model, vectors: Float[Array, "rows dim"]) -> Model:
     return dataclasses.replace(model, params=params)
 
 
-def num_vectors(model: Model) -> int:
-    """How many ids from the vocabulary's size on the model reads as vectors.
+def num_vectors(params: Any) -> int:
+    """How many ids from the vocabulary's size on are read as vectors.
 
     Args:
-      model: any model.
+      params: of any model.
 
     Returns:
       Rows of `params["embed"]["extra"]`, 0 where there are none.
 
     Example:
       >>> from jtok.testing import tiny_model
-      >>> num_vectors(tiny_model())
-      0
+      >>> num_vectors(with_vectors(tiny_model(), jnp.ones((2, 32))).params)
+      2
     """
-    embed = model.params.get("embed", {})
-    return int(embed["extra"].shape[0]) if "extra" in embed else 0
+    embed = params.get("embed") if isinstance(params, Mapping) else None
+    found = embed.get("extra") if isinstance(embed, Mapping) else None
+    return 0 if found is None else int(found.shape[0])
