@@ -45,7 +45,7 @@ def backbone_of(config: Any) -> Backbone:
     """The backbone that a configuration is for.
 
     Args:
-      config: a `DecoderConfig`, a `MambaConfig`, an `EncoderConfig`.
+      config: a `DecoderConfig`, a `MambaConfig`, an `EncoderConfig`, a `SoundConfig`.
 
     Returns:
       Its `Backbone`.
@@ -70,7 +70,7 @@ def backbone_of(config: Any) -> Backbone:
 @functools.cache
 def _backbones() -> dict[type, Backbone]:
     # Here and not above, as these modules ask for the backbone of their callers.
-    from jtok.models import cache, checkpoint, encoder, mamba, model, target
+    from jtok.models import cache, checkpoint, encoder, mamba, model, sound, target
 
     return {
         nn.DecoderConfig: Backbone(
@@ -85,6 +85,13 @@ def _backbones() -> dict[type, Backbone]:
         nn.EncoderConfig: Backbone(
             encoder.init_params,
             encoder.forward,
+            encoder.init_cache,
+            encoder.target,
+            compresses=True,
+        ),
+        nn.SoundConfig: Backbone(
+            sound.init_params,
+            sound.forward,
             encoder.init_cache,
             encoder.target,
             compresses=True,

@@ -31,6 +31,7 @@ __all__ = [
     "Segments",
     "forward",
     "init_cache",
+    "init_layer",
     "init_params",
     "relative_bias",
     "target",
@@ -231,7 +232,7 @@ def init_params(config: nn.EncoderConfig, key: jax.Array) -> PyTree:
     params: PyTree = {
         "embed": _init_embed(config, keys[0]),
         "layers": tuple(
-            _init_layer(config, config.attn_norm(index), key)
+            init_layer(config, config.attn_norm(index), key)
             for index, key in enumerate(keys[3:])
         ),
     }
@@ -261,7 +262,8 @@ def _init_embed(config: nn.EncoderConfig, key: jax.Array) -> PyTree:
     return embed | ({"norm": init_norm(config)} if config.embed_norm else {})
 
 
-def _init_layer(config: nn.EncoderConfig, attn_norm: bool, key: jax.Array) -> PyTree:
+def init_layer(config: nn.EncoderConfig, attn_norm: bool, key: jax.Array) -> PyTree:
+    """Random parameters of one block of any encoder."""
     x = jnp.zeros((1, 1, config.width), config.dtype)
     positions = jnp.zeros((1, 1), jnp.int32)
     block = nn.EncoderBlock(config, attn_norm)

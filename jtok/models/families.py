@@ -21,6 +21,7 @@ from jtok.models.families_gemma import GEMMA_FAMILIES
 from jtok.models.families_gpt import GPT_FAMILIES
 from jtok.models.families_llama import LLAMA_FAMILIES
 from jtok.models.families_masked import MASKED_FAMILIES
+from jtok.models.families_sound import SOUND_FAMILIES
 from jtok.nn import MambaConfig
 
 __all__ = ["FAMILIES", "Family", "family_of"]
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     **EXPERT_FAMILIES,
     **MASKED_FAMILIES,
     **ENCODER_FAMILIES,
+    **SOUND_FAMILIES,
     "mamba": Family(mamba.read, mamba.write, mamba.WEIGHTS, config=MambaConfig),
 }
 

@@ -34,7 +34,7 @@ def _read_qwen3_moe(fields: Fields) -> Fields:
     in_use = bool(fields.get("use_sliding_window", False))
     size = fields.get("sliding_window", 4096) if in_use else None
     count = fields.get("num_local_experts", fields.get("num_experts", 128))
-    every = fields.get("decoder_sparse_step", 1)
+    every = fields.get("decoder_sparse_step") or 1
     named = set(fields.get("mlp_only_layers") or ())
     layers = range(fields["num_hidden_layers"])
     dense = tuple(i for i in layers if i in named or (i + 1) % every)

@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, get_args, get_origin
 
 from jtok.errors import CheckpointError, MissingFileError
@@ -121,7 +121,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
         (r"(hidden_)?act(ivation)?(_fn|_function|_type)?|hidden_activation", _TEXT),
         (r"model_type|rope_type|type|(torch_)?dtype|feed_forward_proj", _TEXT),
         (r"classifier_(activation|pooling)|position_embedding_type", _TEXT),
-        (r"num_hidden_layers|(num|n)_layers?", _LAYERS),
+        (r"num_hidden_layers|(num|n)_layers?|encoder_layers", _LAYERS),
         (r"_?sliding_window_pattern|decoder_sparse_step|conv_kernel", _STEP),
         (r"global_attn_every_n_layers", _STEP),
         (r"mlp_only_layers", _INDICES),
@@ -136,7 +136,8 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
         (r"(head|ffn|mlp|embed|encoder_ffn|decoder_ffn)_dim|d_model|d_ff", _SIZE),
         (r"(hidden_)?dim|d_kv|(task_)?type_vocab_size|rel_pos_size", _SIZE),
         (r"relative_attention_(num_buckets|max_distance)|local_attention", _SIZE),
-        (r"num_labels", _SIZE),
+        (r"num_labels|num_mel_bins|max_source_positions", _SIZE),
+        (r"encoder_attention_heads", _SIZE),
         (r"(original_)?max_position_embeddings|max_sequence_length", _SIZE),
         (r"max_window_layers|sliding_window|mlp_hidden_size", _SIZE),
     )
@@ -146,6 +147,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
 # What arithmetic is done with: never null or 0 where they are there.
 _DEMANDED = re.compile(
     r"hidden_size|num_hidden_layers|num_attention_heads|n_(embd|layer|head)"
+    r"|encoder_(layers|attention_heads)"
 )
 
 
@@ -260,8 +262,9 @@ def check_types(made: Mapping[str, Any], record: type, *, where: str) -> None:
       >>> check_types({"width": 8}, record, where="config.json")
     """
     kinds: dict[Any, _Kind] = {int: _SIZE, float: _SCALAR, bool: _FLAG, str: _TEXT}
+    known = dict(item for part in record.__mro__[::-1] for item in _declared(part))
     for name, value in made.items():
-        declared = record.__annotations__.get(name)
+        declared = known.get(name)
         options = get_args(declared) if get_origin(declared) is not None else ()
         kind = kinds.get(declared)
         if kind is not None and not kind.takes(value):
@@ -272,6 +275,10 @@ def check_types(made: Mapping[str, Any], record: type, *, where: str) -> None:
             raise CheckpointError(
                 f"{where}: its fields give {name}={value!r}, expected one of {options}."
             )
+
+
+def _declared(part: type) -> Iterable[tuple[str, Any]]:
+    return part.__dict__.get("__annotations__", {}).items()
 
 
 def read_object(file: pathlib.Path) -> Fields:

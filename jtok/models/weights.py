@@ -28,6 +28,8 @@ class Weight(NamedTuple):
       without: a parameter path; where the tree has it, the row is left out.
       under: the part of the tree whose layers `{layer}` counts, "" for the tree itself;
         paths of such tensors are relative to a layer of it.
+      classes: what `config.architecture` must be for the row, where files name tensors
+        otherwise for other classes of model; empty for any.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Weight(NamedTuple):
     beside: str = ""
     without: str = ""
     under: str = ""
+    classes: tuple[str, ...] = ()
 
     @property
     def per_layer(self) -> bool:
@@ -88,6 +91,8 @@ def plan_tensors(
     Rows whose parameters the tree does not have (an optional bias) are left out.
     """
     for weight in table:
+        if weight.classes and config.architecture not in weight.classes:
+            continue
         stack = params[weight.under] if weight.under else params
         layers = range(len(stack["layers"])) if weight.per_layer else (None,)
         groups = config.num_heads if weight.by_head else 1

@@ -24,6 +24,7 @@ from jtok.nn.mamba import (
 )
 from jtok.nn.positions import rotary_frequencies, rotary_gain, rotate
 from jtok.nn.relative import relative_buckets, reset_buckets
+from jtok.nn.sound_config import SoundConfig
 from jtok.nn.word_pooling import CausalBlock, PostNormLayer
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "PieceMixer",
     "PieceMixerConfig",
     "PostNormLayer",
+    "SoundConfig",
     "activation",
     "advance_mamba",
     "causal_conv",

@@ -123,12 +123,14 @@ class EncoderBlock(nn.Module):
         config = self.config
         features = config.num_heads * config.head_dim
 
-        def heads(name: str) -> Array:
-            y = Linear(features, config.query_bias, config.dtype, name=name)(x, gates)
+        def heads(name: str, bias: bool) -> Array:
+            y = Linear(features, bias, config.dtype, name=name)(x, gates)
             y = y.reshape(*x.shape[:2], config.num_heads, config.head_dim)
             return constrain(y, "batch", "seq", "heads", "head_dim")
 
-        query, key, value = heads("query"), heads("key"), heads("value")
+        bias, own = config.query_bias, config.key_bias
+        query, value = heads("query", bias), heads("value", bias)
+        key = heads("key", bias if own is None else own)
         if config.positions == "rotary":
             frequencies = _rotary(config, local)
             query = rotate(query, positions, frequencies)

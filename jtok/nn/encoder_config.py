@@ -39,6 +39,7 @@ class EncoderConfig:
       mlp: "plain" or "gated" (act(gate) * up).
       activation: "silu", "gelu", "gelu_tanh" or "relu".
       query_bias: biases on query, key and value.
+      key_bias: a bias on the key; None is as `query_bias` says.
       out_bias: bias on the attention output.
       mlp_bias: biases in the MLP.
       query_scale: factor on the attention scores; None is `head_dim ** -0.5`.
@@ -90,6 +91,7 @@ class EncoderConfig:
     mlp: Literal["plain", "gated"] = "plain"
     activation: str = "gelu"
     query_bias: bool = True
+    key_bias: bool | None = None
     out_bias: bool = True
     mlp_bias: bool = True
     query_scale: float | None = None

@@ -74,8 +74,8 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
       family: a name in `jtok.models.FAMILIES`.
 
     Returns:
-      `DecoderConfig`, `MambaConfig`, or `EncoderConfig` with a masked-LM head where the
-      family has one.
+      `DecoderConfig`, `MambaConfig`, `SoundConfig` (of 16 mel bins), or `EncoderConfig`
+      with a masked-LM head where the family has one.
 
     Example:
       >>> tiny_config(vocab_size=10).vocab_size
@@ -83,6 +83,8 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
     """
     if family == "mamba":
         return _tiny_mamba(vocab_size)
+    if family == "whisper":
+        return _tiny_sound(vocab_size)
     if family in _ENCODERS:
         return _tiny_encoder(vocab_size, family)
     sizes: dict[str, Any] = {
@@ -120,6 +122,17 @@ def _tiny_encoder(vocab_size: int, family: str) -> nn.EncoderConfig:
     config = nn.EncoderConfig(family=family, **{**sizes, **_ENCODERS[family]})
     fields = models.FAMILIES[family].write(config)
     return nn.EncoderConfig(family=family, **models.FAMILIES[family].read(fields))
+
+
+def _tiny_sound(vocab_size: int) -> nn.SoundConfig:
+    family = models.FAMILIES["whisper"]
+    fields = {
+        "activation_function": "gelu", "architectures": ["WhisperEncoder"],
+        "d_model": 32, "encoder_attention_heads": 4, "encoder_ffn_dim": 64,
+        "encoder_layers": 2, "max_source_positions": 24, "num_mel_bins": 16,
+        "vocab_size": vocab_size,
+    }  # fmt: skip
+    return nn.SoundConfig(family="whisper", **family.read(fields))
 
 
 def _tiny_mamba(vocab_size: int) -> nn.MambaConfig:
