@@ -5,11 +5,12 @@ an integer, a number, a flag, a text or an object, never something else. Fields 
 rule knows are given as they are: a family that computes with a new one adds its rule.
 """
 
+import inspect
 import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args, get_origin
 
 from jtok.errors import CheckpointError, MissingFileError
@@ -262,7 +263,8 @@ def check_types(made: Mapping[str, Any], record: type, *, where: str) -> None:
       >>> check_types({"width": 8}, record, where="config.json")
     """
     kinds: dict[Any, _Kind] = {int: _SIZE, float: _SCALAR, bool: _FLAG, str: _TEXT}
-    known = dict(item for part in record.__mro__[::-1] for item in _declared(part))
+    parts = map(inspect.get_annotations, record.__mro__[::-1])
+    known = {name: declared for part in parts for name, declared in part.items()}
     for name, value in made.items():
         declared = known.get(name)
         options = get_args(declared) if get_origin(declared) is not None else ()
@@ -275,10 +277,6 @@ def check_types(made: Mapping[str, Any], record: type, *, where: str) -> None:
             raise CheckpointError(
                 f"{where}: its fields give {name}={value!r}, expected one of {options}."
             )
-
-
-def _declared(part: type) -> Iterable[tuple[str, Any]]:
-    return part.__dict__.get("__annotations__", {}).items()
 
 
 def read_object(file: pathlib.Path) -> Fields:
