@@ -3,13 +3,14 @@
 Source: Bolya et al. 2023, arXiv 2210.09461.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jtok.compress.matching import (
+    Budget,
     Sides,
     best_matches,
     budget_of,
@@ -20,7 +21,7 @@ from jtok.compress.matching import (
 from jtok.errors import check
 from jtok.ops.plan import Plan, join_plan
 
-__all__ = ["grouped", "random_merge", "tome"]
+__all__ = ["grouped", "random_merge", "tome", "uniform_merge"]
 
 Order = Literal["official", "source"]
 
@@ -98,14 +99,23 @@ def tome(
 
 
 def grouped(
-    metric: Float[Array, "batch seq dim"], every: int, **described: Any
+    metric: Float[Array, "batch seq dim"],
+    *,
+    every: int,
+    valid: Bool[Array, "batch seq"] | None = None,
+    position: Float[Array, "batch seq axes"] | None = None,
+    size: Float[Array, "batch seq"] | None = None,
 ) -> Plan:
     """Of every group of neighbours, all join the most similar last one of a group.
+
+    Ties go to the lower index.
 
     Args:
       metric: `[batch, seq, dim]`.
       every: tokens of a group; what does not fill one at the end is dropped.
-      **described: `position` and `size`, see `join_plan`.
+      valid: `[batch, seq]` bool, padding behind; None lets all tokens be real.
+      position: see `join_plan`.
+      size: see `join_plan`.
 
     Returns:
       `Plan` with `seq // every` rows.
@@ -116,26 +126,24 @@ def grouped(
     Source: `kth_bipartite_soft_matching` of the code of arXiv 2210.09461.
 
     Example:
-      >>> grouped(jnp.ones((1, 5, 2)), 2).assign.tolist()
+      >>> grouped(jnp.ones((1, 5, 2)), every=2).assign.tolist()
       [[0, 0, 0, 1, -1]]
     """
-    real = check_metric(metric, 0, None)
+    real = check_metric(metric, 0, valid)
     batch, seq = real.shape
     check(2 <= every <= seq, "every", every, f"2 to {seq}, the tokens")
     rows = seq // every
-    index = jnp.broadcast_to(
-        jnp.arange(rows * every, dtype=jnp.int32), (batch, rows * every)
-    )
-    cut = index.reshape(batch, rows, every)
-    source, target = cut[..., :-1].reshape(batch, -1), cut[..., -1]
-    sides = Sides(
-        source, target, jnp.ones_like(source, bool), jnp.ones_like(target, bool)
-    )
-    _, joined = best_matches(jax.lax.stop_gradient(metric), sides)
-    inside = real & (jnp.arange(seq) < rows * every)[None]
     order = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
-    leaves = jnp.ones_like(source, bool)
-    return plan_of(sides, joined, leaves, order, rows, inside, **described)
+    whole = jnp.sum(real, axis=1, keepdims=True) // every * every
+    inside = real & (order < whole)
+    cut = lambda values: values[:, : rows * every].reshape(batch, rows, every)
+    lasts = lambda values: cut(values)[..., -1]
+    others = lambda values: cut(values)[..., :-1].reshape(batch, -1)
+    sides = Sides(others(order), lasts(order), others(inside), lasts(inside))
+    _, joined = best_matches(jax.lax.stop_gradient(metric), sides)
+    return plan_of(
+        sides, joined, sides.from_ok, order, rows, inside, position=position, size=size
+    )
 
 
 def random_merge(
@@ -147,7 +155,8 @@ def random_merge(
     protect: int = 0,
     valid: Bool[Array, "batch seq"] | None = None,
     drop: bool = False,
-    **described: Any,
+    position: Float[Array, "batch seq axes"] | None = None,
+    size: Float[Array, "batch seq"] | None = None,
 ) -> Plan:
     """Random tokens leave: each joins the most similar of the others, or is dropped.
 
@@ -161,7 +170,8 @@ def random_merge(
       protect: first tokens that neither leave nor are joined.
       valid: `[batch, seq]` bool; None lets all tokens be real.
       drop: drop the tokens instead of merging them.
-      **described: `position` and `size`, see `join_plan`.
+      position: see `join_plan`.
+      size: see `join_plan`.
 
     Returns:
       `Plan` with `seq - remove` rows, in the order of the tokens.
@@ -177,18 +187,82 @@ def random_merge(
       4
     """
     real = check_metric(metric, protect, valid)
-    batch, seq = real.shape
-    limit = lambda count: max(count - 1, 0)
-    budget = budget_of(real, protect, limit, keep=keep, remove=remove)
-    index = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
+    budget = _all_but_one(real, protect, keep, remove)
+    index = jnp.broadcast_to(jnp.arange(real.shape[1], dtype=jnp.int32), real.shape)
     free = real & (index >= protect)
-    draw = jax.random.uniform(key, (batch, seq))
+    draw = jax.random.uniform(key, real.shape)
     rank = ranks_among(jnp.where(free, draw, -jnp.inf))
     leaves = rank < budget.each[:, None]
-    rows = seq - budget.most
+    return _without(metric, leaves, free, real, budget, drop, position, size)
+
+
+def uniform_merge(
+    metric: Float[Array, "batch seq dim"],
+    *,
+    remove: int | None = None,
+    keep: float | None = None,
+    protect: int = 0,
+    valid: Bool[Array, "batch seq"] | None = None,
+    drop: bool = False,
+    position: Float[Array, "batch seq axes"] | None = None,
+    size: Float[Array, "batch seq"] | None = None,
+) -> Plan:
+    """Tokens at an even stride stay: others join the most similar of them, or go.
+
+    Of `n` unprotected tokens `k` stay: those with `i * k mod n < k`, the first one
+    among them. A baseline that looks at places only.
+
+    Args:
+      metric: `[batch, seq, dim]`.
+      remove: tokens that leave, or
+      keep: share of the unprotected tokens that stays.
+      protect: first tokens that neither leave nor are joined.
+      valid: `[batch, seq]` bool; None lets all tokens be real.
+      drop: drop the tokens instead of merging them.
+      position: see `join_plan`.
+      size: see `join_plan`.
+
+    Returns:
+      `Plan` with `seq - remove` rows, in the order of the tokens.
+
+    Raises:
+      ArgumentError: as for `random_merge`.
+
+    Example:
+      >>> uniform_merge(jnp.ones((1, 6, 2)), remove=3, drop=True).keep.tolist()
+      [[0, 2, 4]]
+    """
+    real = check_metric(metric, protect, valid)
+    budget = _all_but_one(real, protect, keep, remove)
+    index = jnp.broadcast_to(jnp.arange(real.shape[1], dtype=jnp.int32), real.shape)
+    free = real & (index >= protect)
+    place = jnp.cumsum(free, axis=1) - 1
+    count = jnp.maximum(jnp.sum(free, axis=1), 1)
+    stay = (count - budget.each)[:, None]
+    leaves = free & (place * stay % count[:, None] >= stay)
+    return _without(metric, leaves, free, real, budget, drop, position, size)
+
+
+def _all_but_one(
+    real: Array, protect: int, keep: float | None, remove: int | None
+) -> Budget:
+    limit = lambda count: max(count - 1, 0)
+    return budget_of(real, protect, limit, keep=keep, remove=remove)
+
+
+def _without(
+    metric: Array, leaves: Array, free: Array, real: Array, budget: Budget, drop: bool,
+    position: Array | None, size: Array | None,
+) -> Plan:  # fmt: skip
+    """Some tokens join the most similar of those that stay, or are dropped."""
+    index = jnp.broadcast_to(jnp.arange(real.shape[1], dtype=jnp.int32), real.shape)
+    rows = real.shape[1] - budget.most
     if drop:
+        there = real & ~leaves
         joins = jnp.where(leaves, -1, index)
-        return join_plan(joins, index, rows, valid=real & ~leaves, **described)
+        return join_plan(joins, index, rows, valid=there, position=position, size=size)
     sides = Sides(index, index, free & leaves, free & ~leaves)
     _, joined = best_matches(jax.lax.stop_gradient(metric), sides)
-    return plan_of(sides, joined, leaves, index, rows, real, **described)
+    return plan_of(
+        sides, joined, leaves, index, rows, real, position=position, size=size
+    )

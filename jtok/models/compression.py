@@ -73,6 +73,11 @@ class Compressor(Protocol):
       how: what becomes of the stream: as `Plan.merge` says, or "prune".
       proportional: later attention counts a token as often as its size says.
       restart: sizes are 1 again in every layer.
+
+    Example:
+      >>> merging = jtok.compress.schedule(jtok.compress.tome, remove=2)
+      >>> isinstance(merging, Compressor), merging.where
+      (True, 'attention')
     """
 
     where: Literal["attention", "layer"]
