@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jtok.compress.matching import (
-    Budget,
+    Removal,
     Sides,
     best_matches,
     budget_of,
@@ -245,13 +245,13 @@ def uniform_merge(
 
 def _all_but_one(
     real: Array, protect: int, keep: float | None, remove: int | None
-) -> Budget:
+) -> Removal:
     limit = lambda count: max(count - 1, 0)
     return budget_of(real, protect, limit, keep=keep, remove=remove)
 
 
 def _without(
-    metric: Array, leaves: Array, free: Array, real: Array, budget: Budget, drop: bool,
+    metric: Array, leaves: Array, free: Array, real: Array, budget: Removal, drop: bool,
     position: Array | None, size: Array | None,
 ) -> Plan:  # fmt: skip
     """Some tokens join the most similar of those that stay, or are dropped."""
