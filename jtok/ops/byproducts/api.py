@@ -60,9 +60,9 @@ def attention_byproducts(
     """Attention, and on request who received it, without a matrix of all pairs.
 
     The softmax runs over `scale / temperature * query . key + key_bias`, in float32.
-    Scores of `block` queries exist at a time, in the backward pass too. A query that
-    may see nothing gives zeros everywhere, and a log-sum-exp of -inf. Everything has
-    gradients where XLA computes it; the kernel has none.
+    XLA holds the scores of `block` queries at a time, the TPU kernel those of a tile;
+    gradients are XLA's, of which scores are computed again. A query that may see
+    nothing gives zeros everywhere, and a log-sum-exp of -inf.
 
     Args:
       query: `[batch, seq, heads, head_dim]`.
@@ -123,7 +123,16 @@ def attention_byproducts(
             query, key, value, seen, factor, weight=weight, on=on, block=some
         )
 
-    found = choose(implementation, {"xla": xla}, platform=run_on, interpret=interpret)
+    def pallas_tpu() -> Found:
+        from jtok.ops.byproducts import on_tpu
+
+        return on_tpu.attend(
+            query, key, value, seen, factor, weight=weight, on=on, block=block,
+            mesh=mesh, interpret=interpret,
+        )  # fmt: skip
+
+    kernels = {"xla": xla, "pallas_tpu": pallas_tpu}
+    found = choose(implementation, kernels, platform=run_on, interpret=interpret)
     chosen = None
     if rows is not None:
         chosen = reference.chosen_rows(query, key, rows, seen, factor)
@@ -142,13 +151,16 @@ def attention_power(
     causal: bool = False,
     start: Float[Array, "batch seq"] | None = None,
     block: int | None = None,
+    implementation: str | None = None,
     platform: str | None = None,
+    mesh: AnyMesh | None = None,
+    interpret: Any = False,
 ) -> Float[Array, "batch heads seq"]:
     """Where attention flows: some turns of `p = (1 - damping) p M + damping start`.
 
     `M` is the softmax of the scores over `temperature`, row = query, which is never
-    whole: each turn computes it anew for `block` queries at a time, in float32. Under
-    a causal mask everything flows to earlier tokens, and of tokens that look alike the
+    whole: each turn computes it anew, some queries at a time, in float32. Under a
+    causal mask everything flows to earlier tokens, and of tokens that look alike the
     first win.
 
     Args:
@@ -164,15 +176,19 @@ def attention_power(
       start: `[batch, seq]` of every head; None is the same share for all valid tokens,
         1 together.
       block: queries at a time (static); None fits the platform.
+      implementation: see `attention_byproducts` (static).
       platform: see `cached_attention` (static).
+      mesh: see `attention_byproducts`.
+      interpret: see `attention_byproducts` (static).
 
     Returns:
       `[batch, heads, seq]` float32; each sums to 1 where `start` does and every token
       sees something.
 
     Raises:
-      ArgumentError: heads that do not share keys evenly, `iterations` below 0, or
-        `block` below 1.
+      ArgumentError: heads that do not share keys evenly, `iterations` below 0,
+        `block` below 1, or an unknown name.
+      UnsupportedImplementationError: the named implementation cannot run here.
 
     Source: Zhong et al. 2024, arXiv 2412.03248, section 3.2. Differs: padding, and a
       start of one's own.
@@ -188,12 +204,23 @@ def attention_power(
     batch, seq, heads, _ = query.shape
     _check_shapes((batch, seq), valid=valid, start=start)
     begin = reference.start_over(valid, start, batch, seq)
-    run_on = target_platform(platform, current_mesh(None))
-    return reference.power(
-        query, key, begin, Seen(valid, None, causal), scale / temperature,
-        iterations=iterations, damping=damping,
-        block=block or reference.block_for(run_on, batch * heads, seq, seq),
-    )  # fmt: skip
+    mesh = current_mesh(mesh)
+    run_on = target_platform(platform, mesh)
+    args = (query, key, begin, Seen(valid, None, causal), scale / temperature)
+    options: Any = {"iterations": iterations, "damping": damping}
+
+    def xla() -> Array:
+        some = block or reference.block_for(run_on, batch * heads, seq, seq)
+        return reference.power(*args, block=some, **options)
+
+    def pallas_tpu() -> Array:
+        from jtok.ops.byproducts import on_tpu
+
+        options.update(block=block, mesh=mesh, interpret=interpret)
+        return on_tpu.power(*args, **options)
+
+    kernels = {"xla": xla, "pallas_tpu": pallas_tpu}
+    return choose(implementation, kernels, platform=run_on, interpret=interpret)
 
 
 def _check_heads(query: Array, key: Array) -> None:

@@ -74,7 +74,7 @@ def attend(
     factor: float | Array,
     *,
     weight: Float[Array, "batch seq"] | None,
-    on: Bool[Array, "batch keys"] | None,
+    on: Array | None,
     block: int,
 ) -> Found:
     """Everything but chosen rows; `weight` of the queries asks for column sums."""
