@@ -403,8 +403,8 @@ def _report_claims(
         "bits a byte, by the base, of texts from many tokens over those from its rows",
         paper="generation from a million tokens works (v1)",
         measured=round(worse, 3), unit="bits", op="<=", bound=0.25, n=config.prompts,
-        reason="the networks train on rows that are read, not on rows that are written: "
-        "as output rows theirs choose tokens that the base would not",
+        reason="networks train on rows that are read, not on rows that are written: as "
+        "output rows they choose tokens that the base would not",
     )  # fmt: skip
     before = config.rows * config.length
     shorter = [100 * (1 - f[ALL]["tokens"] / before) for f in found]
