@@ -36,7 +36,8 @@ class Schedule:
       metric: "keys", "keys_sum", "x", or a function of the `LayerView`.
       protect: first tokens that always stay; None takes the model's prefix.
       order: of rows, for methods that have a choice; None for theirs.
-      whole: shares count protected tokens, too.
+      whole: shares count protected tokens, too; a tuple has one for each acting layer.
+      compat: "official": padding takes part like any token.
       seed: of methods that draw.
       options: of the method, names and values; a tuple has one for each acting layer.
       where: see `Compressor`, as for the following three.
@@ -53,7 +54,8 @@ class Schedule:
     metric: Any = "keys"
     protect: int | None = None
     order: str | None = None
-    whole: bool = False
+    whole: bool | tuple[bool, ...] = False
+    compat: Literal["official"] | None = None
     seed: int = 0
     options: tuple[tuple[str, Any], ...] = ()
     where: Literal["attention", "layer"] = "attention"
@@ -63,8 +65,14 @@ class Schedule:
 
     def __call__(self, view: LayerView, /) -> Plan | None:
         """Which tokens of a layer become one; None where all stay."""
-        metric = functools.partial(_metric, self._at(self.metric, view), view)
-        return self._plan(view, metric)
+        metric = lambda: _metric(self._at(self.metric, view), view)
+        if self.compat is None:
+            return self._plan(view, metric)
+        blind = view.replace(valid=jnp.ones_like(view.valid))  # type: ignore[attr-defined]
+        plan = self._plan(blind, metric)
+        if plan is None:
+            return None
+        return dataclasses.replace(plan, valid=plan.any_of(view.valid))
 
     def token_counts(self, seq: int, num_layers: int, *, prefix: int = 0) -> Any:
         """Tokens that enter every layer, and those that leave the last one.
@@ -147,10 +155,10 @@ class Schedule:
         """The count or share that the method is told, None where nothing leaves."""
         if not takes & {"keep", "remove", "budget"}:
             return {}
-        free, keep = seq - protect, None
+        free, keep, whole = seq - protect, None, self._at(self.whole, view)
         if self.keep is not None:
             keep = float(self._at(self.keep, view))
-            gone = removed(seq if self.whole else free, keep)
+            gone = removed(seq if whole else free, keep)
         elif self.counts is not None:
             left = self._at(self.counts, view)
             expected = f"{protect} protected tokens to {seq} that enter"
@@ -162,7 +170,7 @@ class Schedule:
             gone = each[acting.index(view.layer)]
         if gone <= 0:
             return None
-        if keep is not None and "keep" in takes and not self.whole:
+        if keep is not None and "keep" in takes and not whole:
             return {"keep": keep}
         if "remove" in takes:
             return {"remove": gone}
@@ -196,7 +204,8 @@ def schedule(
     restart: bool = False,
     protect: int | None = None,
     order: Literal["official", "source"] | None = None,
-    whole: bool = False,
+    whole: bool | Sequence[bool] = False,
+    compat: Literal["official"] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Schedule:
@@ -229,6 +238,8 @@ def schedule(
       order: of the rows, "official" or "source", for methods that have the choice.
       whole: shares count protected tokens, too, `floor(seq - seq * keep)`; rows with
         padding then lose as many tokens as others.
+      compat: "official" lets padding take part like any token, as the code for texts
+        does; a row is real where any of its tokens is.
       seed: of methods that draw; every layer draws anew.
       **options: of the method, such as `margin` and `rule` of `pitome`.
 
@@ -254,11 +265,12 @@ def schedule(
     methods = tuple(method) if isinstance(method, Sequence) else method
     made = Schedule(
         methods, _frozen(keep), _frozen(remove), _frozen(counts), _frozen(layers),
-        _frozen(metric), protect, order, whole, seed,
+        _frozen(metric), protect, order, _frozen(whole), compat, seed,
         tuple(sorted((name, _frozen(value)) for name, value in options.items())),
         where, how, proportional, restart,
     )  # fmt: skip
     check_compressor(made)
+    check(compat in (None, "official"), "compat", compat, "None or 'official'")
     _check_budget(made)
     known = frozenset[str]().union(*map(_parameters, _methods(made)))
     for name, _ in made.options:
