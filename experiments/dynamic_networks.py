@@ -1,8 +1,10 @@
 """The two small networks of `dynamic_tokenization`, trained on the frozen model's loss.
 
-One corrects the mean of a token's pieces (tokenkit's way), one predicts rows from the
-pieces alone (ZeTT's way) and is first taught that a token of one piece has that piece's
-row. Both then train on the cross-entropy of the next piece at surviving boundaries.
+One corrects the mean of a token's pieces (tokenkit's way) and trains on the next
+original piece at surviving boundaries: its rows are read. One predicts rows from the
+pieces alone (ZeTT's way), is first taught that a token of one piece has that piece's
+row, and then trains on that loss and on ZeTT's own, the next token of the merged text
+among all tokens of the batch: its rows are read and written.
 """
 
 import dataclasses
@@ -141,8 +143,9 @@ def _train(kind: str, config: Any, setting: Setting, seed: int, folder: Path) ->
         "cosine", peak=config.learning_rate, steps=config.steps, warmup=config.warmup
     )
     result = train.fit(
-        _loss(setting, network), free,
-        frozen={"scalers": still, "model": setting.model.params},
+        _loss(kind, setting, network), free,
+        frozen={"scalers": still, "source": setting.source,
+                "model": setting.model.params},
         optimizer=train.adamw(rate, weight_decay=0.01), steps=config.steps,
         data=lambda step: _training_batch(config, setting, seed, step),
         key=key, folder=folder / "training", save_every=100, keep=1,
@@ -184,15 +187,17 @@ def _training_batch(
     return {**ids, "forms": forms.astype(np.int32)}
 
 
-def _loss(setting: Setting, network: Any) -> Callable[..., Any]:
+def _loss(kind: str, setting: Setting, network: Any) -> Callable[..., Any]:
     """Cross-entropy of the next piece at the boundaries, through the frozen model."""
     shell = dataclasses.replace(setting.model, params=None)
     size = setting.rule.tokenizer.size
+    written = None
+    if kind == ZETT:
+        written = embed.transfer_loss(network, setting.model, chunk=None)
 
     def loss_fn(
         trainable: Any, frozen: Any, state: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        del key
         model = dataclasses.replace(shell, params=frozen["model"])
         source = model.params["embed"]["tokens"]
         whole = network.replace(params={**trainable, **frozen["scalers"]})
@@ -204,6 +209,27 @@ def _loss(setting: Setting, network: Any) -> Callable[..., Any]:
         weight, bias = model.unembedding()
         nats = cross_entropy(hidden, weight, batch["targets"], bias=bias)
         counts = batch["after"] >= 0
-        return jnp.sum(nats * counts) / jnp.sum(counts), ({}, state)
+        loss = jnp.sum(nats * counts) / jnp.sum(counts)
+        if written is None:
+            return loss, ({}, state)
+        more, _ = written(trainable, frozen, None, _as_written(setting, batch), key)
+        return loss + more, ({}, state)
 
     return loss_fn
+
+
+def _as_written(setting: Setting, batch: Any) -> dict[str, jax.Array]:
+    """The batch over all its tokens, those of the base first, as ZeTT's loss takes it."""
+    tokenizer, pad = setting.rule.tokenizer, setting.pad_id
+    size, pieces = tokenizer.size, batch["forms"].shape[1]
+    single = jnp.full((size, pieces), pad, jnp.int32)
+    single = single.at[:, 0].set(jnp.arange(size))
+    made = batch["forms"]
+    special = np.full(size + made.shape[0], -1, np.int32)
+    own = sorted(tokenizer.special_ids)
+    special[own] = own
+    used = jnp.concatenate([jnp.ones(size, bool), made[:, 0] != pad])
+    return {
+        "forms": jnp.concatenate([single, made]), "special": jnp.asarray(special),
+        "used": used, "tokens": jnp.maximum(batch["ids"], 0), "mask": batch["ids"] >= 0,
+    }  # fmt: skip
