@@ -79,7 +79,7 @@ def _trained(
         "steps", "warmup", "learning_rate", "most_merges", "identity_steps", "tiny",
     )  # fmt: skip
     key = {name: getattr(config, name) for name in names}
-    key |= {"seed": seed, "corpus": corpus, "kind": kind}
+    key |= {"seed": seed, "corpus": corpus, "kind": kind, "written": kind == ZETT}
     fill = functools.partial(_train, kind, config, setting, seed)
     folder = cached("dynamic_tokenization", key, fill)
     report.artifact(f"{kind}, seed {seed}", folder.name)
@@ -219,7 +219,7 @@ def _loss(kind: str, setting: Setting, network: Any) -> Callable[..., Any]:
 
 
 def _as_written(setting: Setting, batch: Any) -> dict[str, jax.Array]:
-    """The batch over all its tokens, those of the base first, as ZeTT's loss takes it."""
+    """The batch over all its tokens, the base's first, as ZeTT's loss takes it."""
     tokenizer, pad = setting.rule.tokenizer, setting.pad_id
     size, pieces = tokenizer.size, batch["forms"].shape[1]
     single = jnp.full((size, pieces), pad, jnp.int32)
