@@ -2,6 +2,12 @@
 
 from jtok.nn.block import SITES, Block
 from jtok.nn.config import DecoderConfig
+from jtok.nn.connectors import (
+    FrameConnector,
+    PoolingConnector,
+    SpaceTimeConnector,
+    UnshuffleConnector,
+)
 from jtok.nn.encoder import EncoderBlock, EncoderNorm
 from jtok.nn.encoder_config import EncoderConfig
 from jtok.nn.experts import Experts, route
@@ -37,6 +43,7 @@ __all__ = [
     "EncoderConfig",
     "EncoderNorm",
     "Experts",
+    "FrameConnector",
     "Hypernetwork",
     "HypernetworkConfig",
     "Linear",
@@ -47,8 +54,11 @@ __all__ = [
     "Norm",
     "PieceMixer",
     "PieceMixerConfig",
+    "PoolingConnector",
     "PostNormLayer",
     "SoundConfig",
+    "SpaceTimeConnector",
+    "UnshuffleConnector",
     "activation",
     "advance_mamba",
     "causal_conv",

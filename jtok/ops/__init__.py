@@ -27,6 +27,15 @@ from jtok.ops.generated_softmax import (
     generated_log_sum_exp,
     generated_statistics,
 )
+from jtok.ops.grids import (
+    adaptive_pool,
+    nested_pools,
+    pixel_shuffle,
+    pixel_unshuffle,
+    pool_grid,
+    resize_bilinear,
+    stack_frames,
+)
 from jtok.ops.local_attention import (
     local_attention,
 )
@@ -38,6 +47,7 @@ from jtok.ops.penalties import (
 )
 from jtok.ops.plan import (
     Plan,
+    cell_plan,
     identity_plan,
     join_plan,
     keep_plan,
@@ -90,6 +100,7 @@ __all__ = [
     "Tree",
     "VocabStatistics",
     "Want",
+    "adaptive_pool",
     "advance_state",
     "ancestor_mask",
     "ancestor_path",
@@ -97,6 +108,7 @@ __all__ = [
     "attention_byproducts",
     "attention_power",
     "cached_attention",
+    "cell_plan",
     "count_tokens",
     "cross_entropy",
     "energy",
@@ -112,17 +124,23 @@ __all__ = [
     "keep_plan",
     "kl_divergence",
     "local_attention",
+    "nested_pools",
     "node_counts",
     "penalize",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "pool_grid",
     "pool_segments",
     "purpose_keys",
     "query_attention",
     "random_entries",
     "readout",
     "readout_logits",
+    "resize_bilinear",
     "row_keys",
     "segment_attention",
     "selective_scan",
+    "stack_frames",
     "table_rows",
     "uniform_at",
     "unit_rows",

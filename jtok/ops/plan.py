@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok.errors import check
 from jtok.ops.segments import pool_segments
 
-__all__ = ["Plan", "identity_plan", "join_plan", "keep_plan"]
+__all__ = ["Plan", "cell_plan", "identity_plan", "join_plan", "keep_plan"]
 
 How = Literal["weighted", "mean", "sum", "max"]
 _HOW = ("weighted", "mean", "sum", "max")
@@ -325,6 +325,40 @@ def keep_plan(
     empty = jnp.full((batch, seq + 1), -1, jnp.int32)
     assign = jax.vmap(lambda a, k, r: a.at[k].set(r))(empty, at, row)[:, :seq]
     return _described(assign, keep.astype(jnp.int32), position, None)
+
+
+def cell_plan(
+    assign: Int[Array, "batch seq"],
+    num_rows: int,
+    *,
+    valid: Bool[Array, "batch seq"] | None = None,
+    position: Float[Array, "batch seq axes"] | None = None,
+) -> Plan:
+    """A plan whose rows stand for no token of their own: cells that tokens lie in.
+
+    Args:
+      assign: `[batch, seq]` int32 the row of each token, -1 to drop it.
+      num_rows: rows that come out (static).
+      valid: `[batch, seq]` bool; other tokens are dropped. None lets all be real.
+      position: `[batch, seq, axes]` of each token; None counts from 0.
+
+    Returns:
+      `Plan`; a row is valid where a token lies in it, and stands at their mean.
+
+    Raises:
+      ArgumentError: `num_rows` below 1.
+
+    Example:
+      >>> plan = cell_plan(jnp.array([[0, 0, 1, -1]]), 2)
+      >>> plan.size.tolist(), plan.position[0, :, 0].tolist(), plan.keep.tolist()
+      ([[2.0, 1.0]], [0.5, 2.0], [[-1, -1]])
+    """
+    check(num_rows >= 1, "num_rows", num_rows, "at least 1")
+    assign = assign.astype(jnp.int32)
+    if valid is not None:
+        assign = jnp.where(valid, assign, -1)
+    keep = jnp.full((assign.shape[0], num_rows), -1, jnp.int32)
+    return _described(assign, keep, position, None)
 
 
 def identity_plan(
