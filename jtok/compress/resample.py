@@ -1,4 +1,4 @@
-"""Tokens made fewer at fixed places: unshuffling, pooling, resizing, stacking.
+"""Tokens made fewer at fixed places: unshuffling, pooling, resizing.
 
 Which row a token joins depends on its place alone. Rows stand for no single token
 (`keep` is -1) and follow the order of the grid.
@@ -9,6 +9,7 @@ Source: Shao et al. 2025, arXiv 2507.20198, the transformation-based family.
 import functools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,13 +25,11 @@ from jtok.compress.cells import (
     window_of,
 )
 from jtok.compress.interface import Compressed, check_tokens
-from jtok.errors import check
 from jtok.ops.grids import (
     adaptive_pool,
     pixel_unshuffle,
     pool_grid,
     resize_bilinear,
-    stack_frames,
 )
 from jtok.ops.plan import Plan, cell_plan
 
@@ -39,8 +38,6 @@ __all__ = [
     "average_pooling",
     "bilinear_pooling",
     "deco",
-    "frame_pooling",
-    "frame_stacking",
     "max_pooling",
     "pllava",
     "unshuffle",
@@ -96,7 +93,7 @@ def unshuffle(
         frame, place = np.divmod(cell, rows * columns)
         row, column = np.divmod(place, columns)
         cell = (frame * columns + column) * rows + row
-    plan = _plan(cell, frames * rows * columns, real, position)
+    plan = plan_at(cell, frames * rows * columns, real, position)
     return Compressed(plan, wide.reshape(x.shape[0], -1, wide.shape[-1]))
 
 
@@ -194,7 +191,7 @@ def adaptive_pooling(
       grid: `(frames, height, width)` whose product is `seq`; None for one line.
       cells: frames, rows and columns that come out; None takes those of product
         `budget` (of several that of most frames, then of the nearest proportions),
-        without a budget half the rows and columns.
+        without a budget half the rows and columns, or tokens of a line, rounded up.
       valid: `[batch, seq]` bool; means are those of real tokens. None lets all be real.
       position: `[batch, seq, axes]`; None counts from 0.
 
@@ -331,84 +328,7 @@ def pllava(
     )
 
 
-def frame_pooling(
-    x: Float[Array, "batch seq dim"],
-    *,
-    budget: int | None = None,
-    window: int | None = None,
-    valid: Bool[Array, "batch seq"] | None = None,
-    position: Float[Array, "batch seq axes"] | None = None,
-) -> Compressed:
-    """Averages neighbouring frames of sound: 50 tokens a second become 25.
-
-    Of `n` real frames come `floor((n - window) / window) + 1` rows: a window with
-    padding is dropped, as are the frames behind the last window.
-
-    Args:
-      x: `[batch, seq, dim]`.
-      budget: rows that come out, or None.
-      window: frames that become one; None takes `seq // budget`, without a budget 2.
-      valid: `[batch, seq]` bool; real frames come first. None lets all be real.
-      position: `[batch, seq, axes]`; None counts from 0.
-
-    Returns:
-      `Compressed`.
-
-    Raises:
-      ArgumentError: a budget that no window gives, or a window outside of 1 to `seq`.
-
-    Source: Qwen2-Audio, arXiv 2407.10759, section 2.
-
-    Example:
-      >>> x = jnp.arange(5.0).reshape(1, 5, 1)
-      >>> frame_pooling(x).tokens[0, :, 0].tolist()
-      [0.5, 2.5]
-    """
-    real = check_tokens(x, budget, valid)
-    step = _frames_of(budget, x.shape[1], window, "window", 2)
-    tokens, there = pool_grid(x, (step,), valid=real, whole=True)
-    return Compressed(_frame_plan(there, step, real, position), tokens)
-
-
-def frame_stacking(
-    x: Float[Array, "batch seq dim"],
-    *,
-    budget: int | None = None,
-    count: int | None = None,
-    valid: Bool[Array, "batch seq"] | None = None,
-    position: Float[Array, "batch seq axes"] | None = None,
-) -> Compressed:
-    """Puts the channels of neighbouring frames of sound side by side.
-
-    Frames that fill no stack are dropped, those before padding too.
-
-    Args:
-      x: `[batch, seq, dim]`.
-      budget: rows that come out, or None.
-      count: frames of a stack; None takes `seq // budget`, without a budget 5.
-      valid: `[batch, seq]` bool; real frames come first. None lets all be real.
-      position: `[batch, seq, axes]`; None counts from 0.
-
-    Returns:
-      `Compressed` with rows of `count * dim` channels.
-
-    Raises:
-      ArgumentError: a budget that no stack gives, or `count` outside of 1 to `seq`.
-
-    Source: SLAM-ASR, arXiv 2402.08846; LLaMA-Omni, arXiv 2409.06666.
-
-    Example:
-      >>> out = frame_stacking(jnp.ones((1, 23, 6)))
-      >>> out.tokens.shape, out.assign[0, -4:].tolist()
-      ((1, 4, 30), [3, -1, -1, -1])
-    """
-    real = check_tokens(x, budget, valid)
-    step = _frames_of(budget, x.shape[1], count, "count", 5)
-    tokens, there = stack_frames(x, step, valid=real)
-    return Compressed(_frame_plan(there, step, real, position), tokens)
-
-
-def _plan(cell: np.ndarray, rows: int, real: Array, position: Array | None) -> Plan:
+def plan_at(cell: np.ndarray, rows: int, real: Array, position: Array | None) -> Plan:
     """The plan in which the token at each place joins its cell."""
     assign = jnp.broadcast_to(jnp.asarray(cell, jnp.int32)[None], real.shape)
     return cell_plan(assign, rows, valid=real, position=position)
@@ -421,7 +341,7 @@ def _in_windows(
     window: Grid | None,
     valid: Array | None,
     position: Array | None,
-    reduce: str,
+    reduce: Literal["mean", "max"],
 ) -> Compressed:
     real = check_tokens(x, budget, valid, grid=grid)
     axes = axes_of(grid, x.shape[1])
@@ -431,7 +351,7 @@ def _in_windows(
     pool = functools.partial(pool_grid, reduce=reduce)
     tokens, _ = pool(on_grid(x), window, valid=on_grid(real))
     tokens = tokens.reshape(x.shape[0], -1, x.shape[-1])
-    plan = _plan(window_index(axes, window), tokens.shape[1], real, position)
+    plan = plan_at(window_index(axes, window), tokens.shape[1], real, position)
     return Compressed(plan, tokens)
 
 
@@ -446,32 +366,12 @@ def _in_cells(
 ) -> Compressed:
     real = check_tokens(x, budget, valid, grid=grid)
     axes = axes_of(grid, x.shape[1])
+    if grid is None and budget is None and cells is None:
+        cells = (-(-x.shape[1] // 2), 1, 1)
     cells = cells_of(budget, axes, cells)
     on_grid = lambda values: values.reshape(x.shape[0], *axes, *values.shape[2:])
     mask = None if valid is None else on_grid(real)
     tokens, _ = resize(on_grid(x), cells, valid=mask)
-    plan = _plan(cell_index(axes, cells), math.prod(cells), real, position)
+    plan = plan_at(cell_index(axes, cells), math.prod(cells), real, position)
     tokens = tokens.reshape(x.shape[0], -1, x.shape[-1])
     return Compressed(plan, jnp.where(plan.valid[..., None], tokens, 0))
-
-
-def _frames_of(
-    budget: int | None, seq: int, step: int | None, name: str, default: int
-) -> int:
-    """Frames that become one row."""
-    if step is None:
-        step = default if budget is None else seq // budget
-    good = isinstance(step, int) and 1 <= step <= seq
-    check(good, name, step, f"1 to {seq}, the frames")
-    good = budget is None or budget == seq // step
-    expected = f"None or {seq // step}, what {step} frames a row give"
-    check(good, "budget", budget, expected)
-    return step
-
-
-def _frame_plan(there: Array, step: int, real: Array, position: Array | None) -> Plan:
-    """Frames join their row where it is real."""
-    seq, rows = real.shape[1], there.shape[1]
-    cell = window_index((seq, 1, 1), (step, 1, 1))
-    inside = jnp.take(there, jnp.maximum(cell, 0), axis=1)
-    return _plan(cell, rows, real & inside, position)

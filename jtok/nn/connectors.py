@@ -53,7 +53,8 @@ class UnshuffleConnector(nn.Module):
 
     Example:
       >>> connector, x = UnshuffleConnector(6), jnp.ones((1, 4, 4, 3))
-      >>> (y, valid), _ = connector.init_with_output(jax.random.key(0), x)
+      >>> run, key = connector.init_with_output, jax.random.key(0)
+      >>> (y, valid), _ = jax.eval_shape(run, key, x)
       >>> y.shape, valid.shape
       ((1, 2, 2, 6), (1, 2, 2))
     """
@@ -96,7 +97,8 @@ class FrameConnector(nn.Module):
 
     Example:
       >>> connector, x = FrameConnector(6, hidden=8), jnp.ones((1, 12, 3))
-      >>> (y, _), _ = connector.init_with_output(jax.random.key(0), x)
+      >>> run, key = connector.init_with_output, jax.random.key(0)
+      >>> (y, _), _ = jax.eval_shape(run, key, x)
       >>> y.shape
       (1, 2, 6)
     """
@@ -134,7 +136,8 @@ class PoolingConnector(nn.Module):
 
     Example:
       >>> connector, x = PoolingConnector(6), jnp.ones((1, 4, 4, 3))
-      >>> (y, _), _ = connector.init_with_output(jax.random.key(0), x)
+      >>> run, key = connector.init_with_output, jax.random.key(0)
+      >>> (y, _), _ = jax.eval_shape(run, key, x)
       >>> y.shape
       (1, 2, 2, 6)
     """
@@ -221,7 +224,8 @@ class SpaceTimeConnector(nn.Module):
 
     Example:
       >>> connector, x = SpaceTimeConnector(6, depth=1), jnp.ones((1, 2, 4, 4, 3))
-      >>> (y, _), _ = connector.init_with_output(jax.random.key(0), x)
+      >>> run, key = connector.init_with_output, jax.random.key(0)
+      >>> (y, _), _ = jax.eval_shape(run, key, x)
       >>> y.shape
       (1, 1, 2, 2, 6)
     """
