@@ -2,6 +2,7 @@
 
 from jtok.compress.baselines import random_tokens, uniform_tokens
 from jtok.compress.interface import Method
+from jtok.compress.menu_fixed import QUERY_METHODS, TRANSFORMATION_METHODS
 from jtok.errors import check
 
 __all__ = ["methods"]
@@ -31,7 +32,7 @@ _BASELINES = (
         source="baseline",
     ),
 )
-_ROWS: tuple[Method, ...] = (*_BASELINES,)
+_ROWS: tuple[Method, ...] = (*_BASELINES, *TRANSFORMATION_METHODS, *QUERY_METHODS)
 
 
 def methods(

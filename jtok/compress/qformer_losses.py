@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jtok.errors import check
 from jtok.nn.qformer import QFormer, QFormerConfig, QFormerHeads, QFormerOutput

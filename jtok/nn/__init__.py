@@ -28,7 +28,20 @@ from jtok.nn.mamba import (
     conv_history,
     rms_norm,
 )
+from jtok.nn.perceiver import (
+    PerceiverConfig,
+    PerceiverResampler,
+    perceiver_from_tensors,
+)
 from jtok.nn.positions import rotary_frequencies, rotary_gain, rotate
+from jtok.nn.qformer import (
+    QFormer,
+    QFormerConfig,
+    QFormerHeads,
+    QFormerOutput,
+    init_qformer,
+)
+from jtok.nn.qformer_weights import qformer_from_tensors
 from jtok.nn.relative import relative_buckets, reset_buckets
 from jtok.nn.sound_config import SoundConfig
 from jtok.nn.word_pooling import CausalBlock, PostNormLayer
@@ -52,10 +65,16 @@ __all__ = [
     "MambaSteps",
     "Mlp",
     "Norm",
+    "PerceiverConfig",
+    "PerceiverResampler",
     "PieceMixer",
     "PieceMixerConfig",
     "PoolingConnector",
     "PostNormLayer",
+    "QFormer",
+    "QFormerConfig",
+    "QFormerHeads",
+    "QFormerOutput",
     "SoundConfig",
     "SpaceTimeConnector",
     "UnshuffleConnector",
@@ -63,6 +82,9 @@ __all__ = [
     "advance_mamba",
     "causal_conv",
     "conv_history",
+    "init_qformer",
+    "perceiver_from_tensors",
+    "qformer_from_tensors",
     "relative_buckets",
     "reset_buckets",
     "rms_norm",

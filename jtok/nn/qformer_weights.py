@@ -117,9 +117,7 @@ def qformer_from_tensors(
     return _config_of(params, heads, reads), params, tops
 
 
-def _config_of(
-    params: dict[str, Any], heads: int, reads: list[int]
-) -> QFormerConfig:
+def _config_of(params: dict[str, Any], heads: int, reads: list[int]) -> QFormerConfig:
     layers = sum(name.startswith("layer_") for name in params)
     every = reads[1] if len(reads) > 1 else layers
     expected = list(range(0, layers, every))
