@@ -1720,6 +1720,73 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/embed/test_simple.py"
         "::test_fitted_rows_have_the_mean_and_covariance_of_the_rows",
     ),
+    Mutation(
+        id="unshuffled-columns-first",
+        slug="token_compression_survey",
+        path="jtok/ops/grids.py",
+        before="else (0, 1, 3, 2, 4, 5)",
+        after="else (0, 1, 3, 4, 2, 5)",
+        killed_by="tests/ops/test_grids.py::test_unshuffle_of_transformers",
+    ),
+    Mutation(
+        id="bilinear-corners-for-centres",
+        slug="token_compression_survey",
+        path="jtok/ops/grids.py",
+        before="dtype=np.float32) + half) * step - half",
+        after="dtype=np.float32) + 0 * half) * step",
+        killed_by="tests/ops/test_grids.py::test_pools_of_torch",
+    ),
+    Mutation(
+        id="adaptive-cells-share-no-token",
+        slug="token_compression_survey",
+        path="jtok/ops/grids.py",
+        before="-(-(cell + 1) * side // cells)",
+        after="(cell + 1) * side // cells",
+        killed_by="tests/ops/test_grids.py::test_pools_of_torch",
+    ),
+    Mutation(
+        id="sound-window-with-padding-is-real",
+        slug="token_compression_survey",
+        path="jtok/compress/frames.py",
+        before="valid=real, whole=True)",
+        after="valid=real, whole=False)",
+        killed_by="tests/compress/test_fixed_methods.py"
+        "::test_the_plan_makes_the_tokens",
+    ),
+    Mutation(
+        id="latents-do-not-see-latents",
+        slug="token_compression_survey",
+        path="jtok/nn/perceiver.py",
+        before="own, constant_values=True)",
+        after="own, constant_values=False)",
+        killed_by="tests/nn/test_perceiver.py::test_outputs_of_open_flamingo",
+    ),
+    Mutation(
+        id="queries-see-in-order",
+        slug="token_compression_survey",
+        path="jtok/nn/qformer.py",
+        before="(earlier | (at < count)[None])[None]",
+        after="earlier[None]",
+        killed_by="tests/nn/test_qformer.py::test_who_sees_whom",
+    ),
+    Mutation(
+        id="captions-see-the-answer",
+        slug="token_compression_survey",
+        path="jtok/compress/qformer_losses.py",
+        before='sees="causal", key=key',
+        after='sees="both", key=key',
+        killed_by="tests/compress/test_qformer_losses.py"
+        "::test_captions_are_those_of_all_logits",
+    ),
+    Mutation(
+        id="a-pair-is-its-own-negative",
+        slug="token_compression_survey",
+        path="jtok/compress/qformer_losses.py",
+        before="dtype=bool), 0.0, weight)",
+        after="dtype=bool), weight, weight)",
+        killed_by="tests/compress/test_qformer_losses.py"
+        "::test_others_are_never_oneself_and_likelier_where_similar",
+    ),
 )
 
 

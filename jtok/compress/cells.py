@@ -110,7 +110,7 @@ def _products(height: int, width: int) -> set[int]:
     return {r * c for r in range(1, height + 1) for c in range(1, width + 1)}
 
 
-def _skew(rows: float, columns: float) -> float:
+def _skew(rows: int | float, columns: int | float) -> float:
     return round(abs(math.log(rows / columns)), 9)
 
 

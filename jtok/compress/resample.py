@@ -256,7 +256,7 @@ def deco(
     x: Float[Array, "batch seq dim"],
     *,
     grid: Grid,
-    budget: int | None = 144,
+    budget: int | None = None,
     valid: Bool[Array, "batch seq"] | None = None,
     position: Float[Array, "batch seq axes"] | None = None,
 ) -> Compressed:
@@ -265,7 +265,7 @@ def deco(
     Args:
       x: `[batch, seq, dim]`.
       grid: `(frames, height, width)` whose product is `seq`; frames are pooled each.
-      budget: rows that come out of all frames, or None for 144 a frame.
+      budget: rows that come out of all frames; None for 144 a frame.
       valid: as `adaptive_pooling`.
       position: `[batch, seq, axes]`; None counts from 0.
 

@@ -195,7 +195,7 @@ class PerceiverResampler(nn.Module):
 
 
 def perceiver_from_tensors(
-    tensors: Mapping[str, Array],
+    tensors: Mapping[str, Any],
     *,
     heads: int = 8,
 ) -> tuple[PerceiverConfig, dict[str, Any]]:
@@ -259,7 +259,7 @@ def perceiver_from_tensors(
     return _config_of(params, heads, layers), params
 
 
-def _what(tensors: Mapping[str, Array]) -> str:
+def _what(tensors: Mapping[str, Any]) -> str:
     return "none" if not tensors else f"{len(tensors)} tensors"
 
 

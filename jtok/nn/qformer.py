@@ -4,7 +4,7 @@ Source: Li et al. 2023, arXiv 2301.12597, section 3, and its code.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -235,7 +235,7 @@ class QFormer(nn.Module):
         """
         config = self.config
         self._check(image, ids, sees)
-        dtype = config.param_dtype if image is None else image.dtype
+        dtype: Any = config.param_dtype if image is None else image.dtype
         first = ids if image is None else image
         batch = 0 if first is None else first.shape[0]
         x = jnp.zeros((batch, 0, config.width), dtype)
@@ -282,7 +282,7 @@ class QFormer(nn.Module):
             most = config.max_positions
             check(ids.shape[1] <= most, "ids", f"{ids.shape[1]} words", f"up to {most}")
 
-    def _embedded(self, ids: Array | None, dtype: str, batch: int) -> Array:
+    def _embedded(self, ids: Array | None, dtype: Any, batch: int) -> Array:
         config = self.config
         if ids is None:
             return jnp.zeros((batch, 0, config.width), dtype)

@@ -22,7 +22,7 @@ _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 class _Tensors:
     """Tensors that are taken once each."""
 
-    def __init__(self, tensors: Mapping[str, Array]):
+    def __init__(self, tensors: Mapping[str, Any]):
         self.left = {name.removeprefix("qformer."): t for name, t in tensors.items()}
 
     def take(self, name: str) -> Array:
@@ -58,7 +58,7 @@ class _Tensors:
 
 
 def qformer_from_tensors(
-    tensors: Mapping[str, Array], *, heads: int = 12
+    tensors: Mapping[str, Any], *, heads: int = 12
 ) -> tuple[QFormerConfig, dict[str, Any], dict[str, Any]]:
     """Reads a Q-Former under the names of `Blip2QFormerModel`, and what stands beside.
 

@@ -122,7 +122,7 @@ def test_narrow_tokens_come_out_narrow(model):
 
 def test_gradients_reach_every_parameter_and_fit():
     config = PerceiverConfig(
-        width=8, layers=2, heads=2, head_dim=4, latents=3, mlp_ratio=2, frames=2,
+        width=8, layers=1, heads=2, head_dim=4, latents=3, mlp_ratio=2, frames=2,
         times=1,
     )  # fmt: skip
     module, x = PerceiverResampler(config), noise(4, 3, 1, 2, 5, 8)
