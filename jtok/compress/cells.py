@@ -49,8 +49,8 @@ def window_of(
 ) -> Grid:
     """The window whose whole copies in the grid are `budget` many.
 
-    Of several: the one of fewest frames, then the most square one, then that which
-    leaves out the fewest tokens, then the flattest.
+    Of several: the one of fewest frames, then that which leaves out the fewest tokens,
+    then the most square one, then the flattest.
 
     Raises:
       ArgumentError: there is none, or `window` does not fit or gives another number.
@@ -69,7 +69,7 @@ def window_of(
     def order(option: Grid) -> tuple:
         times, rows, columns = option
         lost = math.prod(grid) - math.prod(option) * _count(grid, option)
-        return times, _skew(rows, columns), lost, rows
+        return times, lost, _skew(rows, columns), rows
 
     return min(options[int(budget or 0)], key=order)
 
@@ -89,7 +89,15 @@ def cells_of(budget: int | None, grid: Grid, cells: Grid | None) -> Grid:
         _check_fits("cells", cells, grid)
         _check_count(budget, math.prod(cells))
         return cells
-    budget, (frames, height, width) = int(budget or 0), grid
+    found = _shaped(int(budget or 0), grid)
+    known = () if found else _volumes(grid)
+    check(bool(found), "budget", budget, _of(known, "cells over", budget))
+    return found[0]
+
+
+def _shaped(budget: int, grid: Grid) -> list[Grid]:
+    """Grids of `budget` cells with the most frames, the best shaped first."""
+    frames, height, width = grid
     for times in range(frames, 0, -1):
         rest, left = divmod(budget, times)
         pairs = [
@@ -99,15 +107,17 @@ def cells_of(budget: int | None, grid: Grid, cells: Grid | None) -> Grid:
         ]
         if pairs:
             scale = width / height
-            best = min(pairs, key=lambda pair: (_skew(pair[0] * scale, pair[1]), pair))
-            return (times, *best)
-    every = {t * r for t in range(1, frames + 1) for r in _products(height, width)}
-    check(False, "budget", budget, _of(every, "cells over", budget))
-    return grid
+            pairs.sort(key=lambda pair: (_skew(pair[0] * scale, pair[1]), pair))
+            return [(times, *pair) for pair in pairs]
+    return []
 
 
-def _products(height: int, width: int) -> set[int]:
-    return {r * c for r in range(1, height + 1) for c in range(1, width + 1)}
+def _volumes(grid: Grid) -> set[int]:
+    """Every number of cells that some smaller grid has."""
+    counts = {1}
+    for side in grid:
+        counts = {count * n for count in counts for n in range(1, side + 1)}
+    return counts
 
 
 def _skew(rows: int | float, columns: int | float) -> float:
@@ -115,7 +125,7 @@ def _skew(rows: int | float, columns: int | float) -> float:
 
 
 def _distinct(side: int) -> list[int]:
-    """Windows along an axis: the largest that gives each number of cells."""
+    """Of the windows that give a number of cells the smallest and the largest."""
     least: dict[int, int] = {}
     for step in range(1, side + 1):
         least.setdefault(side // step, step)

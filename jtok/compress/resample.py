@@ -113,8 +113,9 @@ def average_pooling(
       budget: rows that come out, or None.
       grid: `(frames, height, width)` whose product is `seq`; None for one line.
       window: frames, rows and columns that become one; None takes the one that gives
-        `budget` rows (of several that of fewest frames, then the most square), without
-        a budget two rows and columns, or two tokens of a line.
+        `budget` rows (of several that of fewest frames, then that which drops the
+        fewest tokens, then the most square), without a budget two rows and columns, or
+        two tokens of a line.
       valid: `[batch, seq]` bool; means are those of real tokens, and a row is real
         where one is. None lets all be real.
       position: `[batch, seq, axes]`; None counts from 0.

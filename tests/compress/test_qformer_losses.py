@@ -20,7 +20,7 @@ from jtok.testing import assert_close
 
 KEY = jax.random.key(0)
 CONFIG = QFormerConfig(
-    queries=2, width=8, layers=2, heads=2, mlp_width=12, image_width=5, vocab_size=9,
+    queries=2, width=8, layers=1, heads=2, mlp_width=12, image_width=5, vocab_size=9,
     max_positions=6, dropout=0.1,
 )  # fmt: skip
 FIRST = 8
@@ -84,8 +84,10 @@ def test_contrast_is_that_of_numpy(params, found):
     image, text, _, _, sharp, soft, near, _ = found
     heads = jax.tree.map(np.asarray, params["heads"])
     unit = lambda y: y / np.linalg.norm(y, axis=-1, keepdims=True)
-    left = unit(image @ heads["image"]["kernel"] + heads["image"]["bias"])
-    right = unit(text[:, 0] @ heads["text"]["kernel"] + heads["text"]["bias"])
+    left = unit(np.asarray(image) @ heads["image"]["kernel"] + heads["image"]["bias"])
+    right = unit(
+        np.asarray(text)[:, 0] @ heads["text"]["kernel"] + heads["text"]["bias"]
+    )
     want = np.einsum("iqd,td->itq", left, right).max(-1) / 0.07
     assert_close(near, want, atol=1e-4)
     for smoothing, loss in ((0.0, sharp), (0.1, soft)):
@@ -145,7 +147,7 @@ def test_all_three_are_learnt(params, batch):
             return (optax.apply_updates(params, change), state), (parts, sizes)
 
         start = params, optimizer.init(params)
-        return jax.lax.scan(step, start, jax.random.split(key, 150))[1]
+        return jax.lax.scan(step, start, jax.random.split(key, 300))[1]
 
     parts, sizes = fit(params, KEY)
     # Rows of the table of places beyond the text are the only idle ones.

@@ -13,7 +13,7 @@ from jtok.testing import assert_close, load_golden
 
 KEY = jax.random.key(0)
 CONFIG = QFormerConfig(
-    queries=3, width=8, layers=3, heads=2, mlp_width=12, image_width=5, vocab_size=11,
+    queries=3, width=8, layers=2, heads=2, mlp_width=12, image_width=5, vocab_size=11,
     max_positions=6,
 )  # fmt: skip
 
@@ -59,7 +59,7 @@ def model():
     )
     alone = jax.jit(lambda image: apply({"params": params}, image))
     text = jax.jit(lambda ids: apply({"params": params}, ids=ids))
-    return both, causal, alone, text
+    return both, causal, alone, text, params
 
 
 def test_outputs_of_transformers(golden, read):
@@ -89,7 +89,7 @@ def test_a_mask_removes_tokens_and_their_order_is_free(read):
     assert_close(run(queries, image[:, turn], valid).queries, got, atol=1e-5)
     few = run(queries, image.at[:, 6:].set(jnp.nan), valid.at[:, 6:].set(False))
     want = run(queries, image[:, :6], valid[:, :6])
-    assert_close(few.queries, want.queries, atol=1e-6)
+    assert_close(few.queries, want.queries, atol=1e-5)
     assert_close(few.seen[:, :, :6], want.seen, atol=1e-6)
     # An image of padding alone is finite, and one like another.
     none = valid.at[1].set(False)
@@ -99,7 +99,7 @@ def test_a_mask_removes_tokens_and_their_order_is_free(read):
 
 
 def test_who_sees_whom(model):
-    both, causal, alone, text = model
+    both, causal, alone, text, _ = model
     image, valid = noise(3, 2, 4, 5), jnp.ones((2, 4), bool)
     ids = jnp.asarray([[1, 4, 2, 7], [3, 3, 9, 0]])
     later = ids.at[:, 3].set(5)
@@ -123,7 +123,7 @@ def test_who_sees_whom(model):
 
 
 def test_padding_of_a_text_changes_nothing(model):
-    both, _, _, _ = model
+    both = model[0]
     image, valid = noise(4, 2, 4, 5), jnp.ones((2, 4), bool)
     ids = jnp.asarray([[1, 4, 2, 7], [3, 3, 9, 0]])
     short = both(image, ids[:, :3], valid, jnp.ones((2, 3), bool))
@@ -142,9 +142,9 @@ def test_narrow_images_come_out_narrow(model):
     assert np.abs(got - want).mean() < 0.1 * np.abs(want).mean()
 
 
-def test_dropout_wants_a_key():
+def test_dropout_wants_a_key(model):
     config = dataclasses.replace(CONFIG, dropout=0.5)
-    params = jax.jit(lambda key: init_qformer(key, config))(KEY)["qformer"]
+    params = model[-1]
     image, module = noise(6, 1, 4, 5), QFormer(config)
     noisy = lambda key: module.apply(
         {"params": params}, image, deterministic=False, rngs={"dropout": key}
