@@ -62,7 +62,8 @@ def window_of(
         _check_count(budget, _count(grid, window))
         return window
     options: dict[int, list[Grid]] = {}
-    for option in itertools.product(*(_distinct(side) for side in grid)):
+    for one, two, three in itertools.product(*(_distinct(side) for side in grid)):
+        option = (one, two, three)
         options.setdefault(_count(grid, option), []).append(option)
     check(budget in options, "budget", budget, _of(options, "windows in", budget))
 
@@ -161,7 +162,7 @@ def _of(counts: Iterable[int], what: str, near: int | None = None) -> str:
 
 def window_index(grid: Grid, window: Grid) -> np.ndarray:
     """`[seq]` the window that each token lies in, row by row; -1 behind the last."""
-    cells = tuple(side // step for side, step in zip(grid, window, strict=True))
+    cells = (grid[0] // window[0], grid[1] // window[1], grid[2] // window[2])
     place = lambda axis, at: at // window[axis]
     return _index(grid, cells, place)
 

@@ -3,6 +3,7 @@
 Source: Cai et al. 2024, arXiv 2405.17430.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -139,8 +140,8 @@ def _padded(made: Compressed, more: int) -> Compressed:
     pad = lambda values, fill=0: jnp.pad(
         values, [(0, 0), (0, more)] + [(0, 0)] * (values.ndim - 2), constant_values=fill
     )
-    wide = plan.replace(
-        keep=pad(plan.keep, -1), size=pad(plan.size), position=pad(plan.position),
+    wide = dataclasses.replace(
+        plan, keep=pad(plan.keep, -1), size=pad(plan.size), position=pad(plan.position),
         valid=pad(plan.valid, False),
     )  # fmt: skip
     return Compressed(wide, pad(made.tokens))

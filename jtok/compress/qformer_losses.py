@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jtok.errors import check
-from jtok.nn.qformer import QFormer, QFormerConfig, QFormerHeads, QFormerOutput
+from jtok.nn.qformer import QFormer, QFormerConfig, QFormerHeads
 from jtok.ops.unembed import vocab_statistics
 
 __all__ = [
@@ -45,12 +45,12 @@ class ImageTexts(NamedTuple):
 
 def _run(
     params: Params, config: QFormerConfig, *inputs: Any, key: Array | None, **more: Any
-) -> QFormerOutput:
-    """The Q-Former with dropout where there is a key."""
+) -> Any:
+    """`QFormerOutput` of the Q-Former with dropout where there is a key."""
     noise = {} if key is None else {"rngs": {"dropout": key}}
-    apply = QFormer(config).apply
+    apply: Any = QFormer(config).apply
     variables = {"params": params["qformer"]}
-    return apply(variables, *inputs, deterministic=key is None, **more, **noise)  # type: ignore[return-value]
+    return apply(variables, *inputs, deterministic=key is None, **more, **noise)
 
 
 def _head(params: Params, config: QFormerConfig, method: str, *inputs: Array) -> Any:
@@ -100,8 +100,6 @@ def contrast_loss(
     first, second = (None, None) if key is None else jax.random.split(key)
     image = _run(params, config, batch.image, valid=batch.valid, key=first)
     text = _run(params, config, ids=batch.ids, text_valid=batch.text_valid, key=second)
-    if image.queries is None or text.text is None:
-        check(False, "batch", batch, "images and texts")
     near = _head(params, config, "compare", image.queries, text.text[:, 0])
     loss = (_spread(near, smoothing) + _spread(near.T, smoothing)) / 2
     return loss, near

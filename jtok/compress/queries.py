@@ -69,9 +69,9 @@ def perceiver(
     frames = 1 if grid is None else axes_of(grid, x.shape[1])[0]
     cut = lambda y: y.reshape(len(y), 1, frames, -1, *y.shape[2:])
     module = PerceiverResampler(config)
-    tokens, seen = module.apply({"params": params}, cut(x), cut(real))  # type: ignore[misc]
-    looked = seen.reshape(x.shape[0], config.latents, x.shape[1])
-    return _looked(tokens[:, 0], looked, real, position)
+    out: Any = module.apply({"params": params}, cut(x), cut(real))
+    looked = out[1].reshape(x.shape[0], config.latents, x.shape[1])
+    return _looked(out[0][:, 0], looked, real, position)
 
 
 def qformer(

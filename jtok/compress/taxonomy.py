@@ -105,10 +105,10 @@ def taxonomy(
       >>> [row.name for row in taxonomy("query", "audio")][:2]
       ['Speech encoder-LLM connectors', 'SALMONN']
     """
-    known = (None, *FAMILIES)
-    check(family in known, "family", family, f"one of {FAMILIES}, or None")
-    known = (None, *MODALITIES)
-    check(modality in known, "modality", modality, f"one of {MODALITIES}, or None")
+    good = family in (None, *FAMILIES)
+    check(good, "family", family, f"one of {FAMILIES}, or None")
+    good = modality in (None, *MODALITIES)
+    check(good, "modality", modality, f"one of {MODALITIES}, or None")
     return tuple(
         row
         for row in _rows()

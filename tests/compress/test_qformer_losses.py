@@ -130,7 +130,7 @@ def test_matching_reads_pairs_and_what_was_put_together(params, batch, found):
     assert float(loss) == pytest.approx(want, rel=1e-5)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_all_three_are_learnt(params, batch):
     optimizer = optax.adam(0.01)
 

@@ -134,6 +134,23 @@ def test_padding_of_a_text_changes_nothing(model):
         assert_close(wide.text[:, :3], short.text, atol=1e-5)
 
 
+def test_gradients_reach_every_parameter(model):
+    params, image = model[-1], noise(7, 2, 4, 5)
+    ids = jnp.asarray([[1, 4, 2, 7], [3, 3, 9, 0]])
+
+    def loss(params):
+        out = QFormer(CONFIG).apply({"params": params}, image, ids=ids)
+        weigh = lambda y: jnp.sum(y**2 * noise(8, *y.shape))
+        return weigh(out.queries) + weigh(out.text)
+
+    grads = jax.jit(jax.grad(loss))(params)
+    # No text here has more than four words; a key's bias moves no softmax.
+    assert float(jnp.abs(grads["places"][4:]).max()) == 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        name = jax.tree_util.keystr(path)
+        assert float(jnp.abs(leaf).max()) > 1e-7 or "'key']['bias'" in name, name
+
+
 def test_narrow_images_come_out_narrow(model):
     image = noise(5, 2, 4, 5)
     got = model[2](image.astype(jnp.bfloat16)).queries
