@@ -1,8 +1,8 @@
 """Vectors to fewer vectors: plans that merge or drop tokens."""
 
 from jtok.compress.baselines import random_tokens, uniform_tokens
-from jtok.compress.flops import Cost, flops
 from jtok.compress.connected import internvl, mobilevlm, slam_asr, videollama2
+from jtok.compress.flops import Cost, flops
 from jtok.compress.frames import frame_pooling, frame_stacking
 from jtok.compress.interface import Budget, Compressed, Method, compress
 from jtok.compress.matryoshka import drawn_scale, matryoshka, matryoshka_budgets
@@ -46,20 +46,20 @@ __all__ = [
     "bilinear_pooling",
     "caption_loss",
     "compress",
-    "flops",
     "contrast_loss",
     "deco",
     "drawn_scale",
+    "flops",
     "frame_pooling",
     "frame_stacking",
     "grouped",
     "internvl",
     "linear_margins",
-    "mean_by_size",
     "match_loss",
     "matryoshka",
     "matryoshka_budgets",
     "max_pooling",
+    "mean_by_size",
     "methods",
     "mobilevlm",
     "perceiver",
