@@ -279,7 +279,8 @@ def deco(
     Source: DeCo, arXiv 2405.20985.
 
     Example:
-      >>> deco(jnp.ones((1, 576, 2)), grid=(1, 24, 24)).tokens.shape
+      >>> run = lambda x: deco(x, grid=(1, 24, 24))
+      >>> jax.eval_shape(run, jnp.ones((1, 576, 2))).tokens.shape
       (1, 144, 2)
     """
     if budget is None:
@@ -317,8 +318,8 @@ def pllava(
     Source: PLLaVA, arXiv 2404.16994, section 3.
 
     Example:
-      >>> x = jnp.ones((1, 2 * 24 * 24, 2))
-      >>> pllava(x, grid=(2, 24, 24)).tokens.shape
+      >>> run = lambda x: pllava(x, grid=(2, 24, 24))
+      >>> jax.eval_shape(run, jnp.ones((1, 2 * 24 * 24, 2))).tokens.shape
       (1, 288, 2)
     """
     check_tokens(x, budget, valid, grid=grid)
