@@ -29,12 +29,14 @@ from jtok.models.segments import (
     segment_config,
 )
 from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
+from jtok.models.tower_heads import CompressedTowerOutput, TowerOutput
 
 __all__ = [
     "FAMILIES",
     "Backbone",
     "Cache",
     "CompressedOutput",
+    "CompressedTowerOutput",
     "CompressibleModel",
     "Compressor",
     "Family",
@@ -51,6 +53,7 @@ __all__ = [
     "Taps",
     "Target",
     "TextCache",
+    "TowerOutput",
     "abstract",
     "add_classifier",
     "backbone_of",

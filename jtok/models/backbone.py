@@ -45,7 +45,7 @@ def backbone_of(config: Any) -> Backbone:
     """The backbone that a configuration is for.
 
     Args:
-      config: a `DecoderConfig`, a `MambaConfig`, an `EncoderConfig`, a `SoundConfig`.
+      config: of a decoder, an encoder, a tower, or a model of several of them.
 
     Returns:
       Its `Backbone`.
@@ -70,7 +70,16 @@ def backbone_of(config: Any) -> Backbone:
 @functools.cache
 def _backbones() -> dict[type, Backbone]:
     # Here and not above, as these modules ask for the backbone of their callers.
-    from jtok.models import cache, checkpoint, encoder, mamba, model, sound, target
+    from jtok.models import (
+        cache,
+        checkpoint,
+        encoder,
+        mamba,
+        model,
+        sound,
+        target,
+        tower,
+    )
 
     return {
         nn.DecoderConfig: Backbone(
@@ -94,6 +103,13 @@ def _backbones() -> dict[type, Backbone]:
             sound.forward,
             encoder.init_cache,
             encoder.target,
+            compresses=True,
+        ),
+        nn.TowerConfig: Backbone(
+            tower.init_params,
+            tower.forward,
+            tower.init_cache,
+            tower.target,
             compresses=True,
         ),
     }

@@ -78,7 +78,7 @@ def _attend(
     def attend(query: Array, key: Array, value: Array) -> Array:
         batch, seq = query.shape[:2]
         plain = tokens.bias is None and tokens.in_order
-        flat = mask is None or mask.ndim == 2
+        flat = (mask is None or mask.ndim == 2) and not config.causal
         if isinstance(window, int) and plain and flat and 4 * window + 4 <= seq:
             return local_attention(query, key, value, mask, reach=window, scale=scale)
         allow = jnp.ones((1, 1, seq), bool) if mask is None else mask
@@ -87,6 +87,9 @@ def _attend(
             at = tokens.positions
             near = jnp.abs(at[:, :, None] - at[:, None, :]) <= window
             allow = allow & near
+        if config.causal:
+            at = tokens.positions
+            allow = allow & (at[:, :, None] >= at[:, None, :])
         allow = jnp.broadcast_to(allow, (batch, seq, seq))
         return attention(query, key, value, allow, scale=scale, bias=tokens.bias)
 

@@ -22,6 +22,7 @@ from jtok.models.families_gpt import GPT_FAMILIES
 from jtok.models.families_llama import LLAMA_FAMILIES
 from jtok.models.families_masked import MASKED_FAMILIES
 from jtok.models.families_sound import SOUND_FAMILIES
+from jtok.models.families_towers import TOWER_FAMILIES
 from jtok.nn import MambaConfig
 
 __all__ = ["FAMILIES", "Family", "family_of"]
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     **MASKED_FAMILIES,
     **ENCODER_FAMILIES,
     **SOUND_FAMILIES,
+    **TOWER_FAMILIES,
     "mamba": Family(mamba.read, mamba.write, mamba.WEIGHTS, config=MambaConfig),
 }
 

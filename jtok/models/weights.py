@@ -19,7 +19,8 @@ class Weight(NamedTuple):
 
     Attributes:
       name: tensor name, with `{layer}` where there is one a layer, and `{expert}` where
-        there is one an expert: one row of the parameter's leading axis.
+        there is one an expert: one row of the parameter's leading axis; `{stem}` is
+        that of the configuration.
       paths: parameter paths, slash separated, relative to the layer for such tensors;
         several paths stand side by side on the last axis.
       transpose: whether the file holds `[out, in]` where the tree holds `[in, out]`.
@@ -30,6 +31,9 @@ class Weight(NamedTuple):
         paths of such tensors are relative to a layer of it.
       classes: what `config.architecture` must be for the row, where files name tensors
         otherwise for other classes of model; empty for any.
+      lead: axes of size 1 that the file has before those of the parameter; -1 where it
+        lacks the first, of size 1.
+      kind: the row is of models only whose configuration has it among its `kinds`.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Weight(NamedTuple):
     without: str = ""
     under: str = ""
     classes: tuple[str, ...] = ()
+    lead: int = 0
+    kind: str = ""
 
     @property
     def per_layer(self) -> bool:
@@ -90,8 +96,11 @@ def plan_tensors(
 
     Rows whose parameters the tree does not have (an optional bias) are left out.
     """
+    kinds, stem = getattr(config, "kinds", ()), getattr(config, "stem", "")
     for weight in table:
         if weight.classes and config.architecture not in weight.classes:
+            continue
+        if weight.kind and weight.kind not in kinds:
             continue
         stack = params[weight.under] if weight.under else params
         layers = range(len(stack["layers"])) if weight.per_layer else (None,)
@@ -103,7 +112,7 @@ def plan_tensors(
                 continue
             experts = range(leaves[0].shape[0]) if weight.per_expert else (None,)
             for expert in experts:
-                name = weight.name.format(layer=layer, expert=expert)
+                name = weight.name.format(layer=layer, expert=expert, stem=stem)
                 yield planned._replace(name=name, expert=expert)
 
 
@@ -133,7 +142,9 @@ def disk_shape(planned: Planned, params: PyTree) -> tuple[int, ...]:
     """The shape that the tensor must have on disk."""
     shapes = _shapes(planned, params)
     whole = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-    return whole[::-1] if planned.weight.transpose else whole
+    whole = whole[::-1] if planned.weight.transpose else whole
+    lead = planned.weight.lead
+    return (1,) * lead + whole if lead >= 0 else whole[-lead:]
 
 
 def _shapes(planned: Planned, params: PyTree) -> list[tuple[int, ...]]:
@@ -204,6 +215,8 @@ def _copy(
         columns = group * sum(sizes) + before + inside
     where = (*index[:-1], columns)
     tensor = view(planned.name)
+    if planned.weight.lead:
+        tensor = tensor.reshape(_shapes(planned, params)[0])
     cut = tensor[where[::-1]].T if planned.weight.transpose else tensor[where]
     np.copyto(part, cut, casting="unsafe")
 
@@ -217,7 +230,10 @@ def to_tensor(planned: Planned, params: PyTree) -> np.ndarray:
         parts.append(part.reshape(*part.shape[:-1], planned.groups, -1))
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     whole = joined.reshape(*joined.shape[:-2], -1)
-    return np.ascontiguousarray(whole.T if planned.weight.transpose else whole)
+    whole = whole.T if planned.weight.transpose else whole
+    if planned.weight.lead:
+        whole = whole.reshape(disk_shape(planned, params))
+    return np.ascontiguousarray(whole)
 
 
 def check_names(

@@ -8,7 +8,7 @@ from jtok.nn.connectors import (
     SpaceTimeConnector,
     UnshuffleConnector,
 )
-from jtok.nn.encoder import EncoderBlock, EncoderNorm
+from jtok.nn.encoder import EncoderBlock, EncoderNorm, encoder_activation
 from jtok.nn.encoder_config import EncoderConfig
 from jtok.nn.experts import Experts, route
 from jtok.nn.hypernetwork import (
@@ -44,6 +44,7 @@ from jtok.nn.qformer import (
 from jtok.nn.qformer_weights import qformer_from_tensors
 from jtok.nn.relative import relative_buckets, reset_buckets
 from jtok.nn.sound_config import SoundConfig
+from jtok.nn.tower_config import TowerConfig
 from jtok.nn.word_pooling import CausalBlock, PostNormLayer
 
 __all__ = [
@@ -77,11 +78,13 @@ __all__ = [
     "QFormerOutput",
     "SoundConfig",
     "SpaceTimeConnector",
+    "TowerConfig",
     "UnshuffleConnector",
     "activation",
     "advance_mamba",
     "causal_conv",
     "conv_history",
+    "encoder_activation",
     "init_qformer",
     "perceiver_from_tensors",
     "qformer_from_tensors",

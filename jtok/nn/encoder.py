@@ -12,10 +12,32 @@ from jtok.nn.layers import Linear, activation
 from jtok.nn.positions import rotary_frequencies, rotate
 from jtok.ops.sharding import constrain
 
-__all__ = ["EncoderBlock", "EncoderNorm"]
+__all__ = ["EncoderBlock", "EncoderNorm", "encoder_activation"]
 
 Tap = Callable[[str, Array], Array]
 Between = Callable[[Array, Array | None], tuple[Array, Array | None]]
+
+
+def encoder_activation(name: str) -> Callable[[Array], Array]:
+    """The activation function of that name.
+
+    Args:
+      name: as `jtok.nn.activation` takes it, or "quick_gelu": x times the sigmoid of
+        1.702 x (CLIP).
+
+    Returns:
+      A function on arrays.
+
+    Raises:
+      ArgumentError: an unknown name.
+
+    Example:
+      >>> float(encoder_activation("quick_gelu")(jnp.float32(0.0)))
+      0.0
+    """
+    if name == "quick_gelu":
+        return lambda x: x * jax.nn.sigmoid(1.702 * x)
+    return activation(name)
 
 
 class EncoderNorm(nn.Module):
@@ -54,7 +76,7 @@ class _EncoderMlp(nn.Module):
             layer = Linear(features, config.mlp_bias, config.dtype, name=name)
             return layer(x, gates)
 
-        act = activation(config.activation)
+        act = encoder_activation(config.activation)
         hidden = linear(x, config.mlp_width, "up")
         if config.mlp == "gated":
             hidden = act(linear(x, config.mlp_width, "gate")) * hidden
@@ -101,15 +123,23 @@ class EncoderBlock(nn.Module):
         x = tap("resid_pre", x)
         read = norm("attn_norm", x, first and self.attn_norm)
         mixed = self._attention(read, positions, attend, tap, local, gates)
-        middle = x + tap("attn_out", mixed)
+        middle = x + tap("attn_out", self._scaled("attn_scale", mixed))
         middle = norm("attn_norm", middle, last and self.attn_norm)
         middle = tap("resid_mid", middle)
         if between is not None:
             middle, gates = between(middle, gates)
         hidden = _EncoderMlp(config, name="mlp")(norm("mlp_norm", middle, first), gates)
+        hidden = self._scaled("mlp_scale", hidden)
         return tap(
             "resid_post", norm("mlp_norm", middle + tap("mlp_out", hidden), last)
         )
+
+    def _scaled(self, name: str, x: Array) -> Array:
+        if not self.config.layer_scale:
+            return x
+        ones = nn.initializers.ones
+        scale = self.param(name, ones, x.shape[-1:], self.config.dtype)
+        return x * jnp.broadcast_to(scale, x.shape)
 
     def _attention(
         self,

@@ -37,11 +37,14 @@ class EncoderConfig:
         norms after each is added to the stream, and none at the end.
       first_attn_norm: the first layer has a norm of its attention, too.
       mlp: "plain" or "gated" (act(gate) * up).
-      activation: "silu", "gelu", "gelu_tanh" or "relu".
+      activation: "silu", "gelu", "gelu_tanh", "relu" or "quick_gelu".
       query_bias: biases on query, key and value.
       key_bias: a bias on the key; None is as `query_bias` says.
       out_bias: bias on the attention output.
       mlp_bias: biases in the MLP.
+      layer_scale: what attention and MLP add is scaled by a learned vector each.
+      causal: tokens see those whose position is not after their own.
+      num_prefix: first tokens that are no content; None is 1, of T5 0.
       query_scale: factor on the attention scores; None is `head_dim ** -0.5`.
       rope_theta: base of the rotary frequencies.
       local_rope_theta: base in layers with a window; None takes that of the others.
@@ -94,6 +97,9 @@ class EncoderConfig:
     key_bias: bool | None = None
     out_bias: bool = True
     mlp_bias: bool = True
+    layer_scale: bool = False
+    causal: bool = False
+    num_prefix: int | None = None
     query_scale: float | None = None
     rope_theta: float = 10000.0
     local_rope_theta: float | None = None
@@ -156,13 +162,10 @@ class EncoderConfig:
         return self.num_heads
 
     @property
-    def causal(self) -> bool:
-        """Encoders look both ways."""
-        return False
-
-    @property
     def prefix(self) -> int:
         """First tokens that are no content: the class token, where there is one."""
+        if self.num_prefix is not None:
+            return self.num_prefix
         return 0 if self.relative == "t5" else 1
 
     @property

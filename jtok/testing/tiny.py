@@ -63,6 +63,27 @@ _ENCODERS: dict[str, dict[str, Any]] = {
         "mlp_bias": False, "query_scale": 1.0, "relative": "t5",
     },
 }  # fmt: skip
+_CLIP = {
+    "patch_bias": False, "embed_norm": True, "norm_pooled": True,
+    "activation": "quick_gelu",
+}  # fmt: skip
+_DINO = {
+    "norm_eps": 1e-6, "layer_scale": True, "mask_token": True, "interpolate": "cubic",
+}  # fmt: skip
+_TOWERS: dict[str, dict[str, Any]] = {
+    "vit": {"num_labels": 5},
+    "deit": {"num_labels": 5, "distill_token": True, "distill_labels": True},
+    "dinov2": {**_DINO, "num_labels": 5, "pooling": "cls_mean"},
+    "dinov2_with_registers": {
+        **_DINO, "interpolate": "smooth", "num_registers": 3, "mlp": "gated",
+        "activation": "silu", "mlp_width": 48,
+    },
+    "siglip_vision_model": {
+        "class_token": False, "pooling": "attention", "activation": "gelu_tanh",
+        "norm_eps": 1e-6,
+    },
+    "clip_vision_model": _CLIP,
+}  # fmt: skip
 _TIED = {"qwen2", "gpt2", "gemma", "gemma2", "gemma3_text"}
 
 
@@ -74,8 +95,9 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
       family: a name in `jtok.models.FAMILIES`.
 
     Returns:
-      `DecoderConfig`, `MambaConfig`, `SoundConfig` (of 16 mel bins), or `EncoderConfig`
-      with a masked-LM head where the family has one.
+      `DecoderConfig`, `MambaConfig`, `SoundConfig` (of 16 mel bins), `EncoderConfig`
+      with a masked-LM head where the family has one, or `TowerConfig` for images of
+      32 x 32 pixels.
 
     Example:
       >>> tiny_config(vocab_size=10).vocab_size
@@ -87,6 +109,8 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
         return _tiny_sound(vocab_size)
     if family in _ENCODERS:
         return _tiny_encoder(vocab_size, family)
+    if family in _TOWERS:
+        return _tiny_tower(family)
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
         "width": 32,
@@ -133,6 +157,20 @@ def _tiny_sound(vocab_size: int) -> nn.SoundConfig:
         "vocab_size": vocab_size,
     }  # fmt: skip
     return nn.SoundConfig(family="whisper", **family.read(fields))
+
+
+def _tiny_tower(family: str) -> nn.TowerConfig:
+    sizes: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "mlp_width": 64,
+    }
+    config = nn.TowerConfig(family=family, **{**sizes, **_TOWERS[family]})
+    fields = models.FAMILIES[family].write(config)
+    return nn.TowerConfig(family=family, **models.FAMILIES[family].read(fields))
 
 
 def _tiny_mamba(vocab_size: int) -> nn.MambaConfig:
