@@ -4,6 +4,7 @@ from jtok.models.backbone import Backbone, backbone_of
 from jtok.models.cache import Cache, commit, init_cache
 from jtok.models.checkpoint import abstract, config_from, init, load, save
 from jtok.models.classify import add_classifier, classify, pool
+from jtok.models.clip import ClipOutput, image_embeddings, text_embeddings
 from jtok.models.compression import (
     CompressedOutput,
     CompressibleModel,
@@ -15,6 +16,14 @@ from jtok.models.encoder_heads import masked_features, masked_rows
 from jtok.models.families import FAMILIES, Family, family_of
 from jtok.models.foreign import TextCache, logits_target
 from jtok.models.generation_config import GenerationConfig
+from jtok.models.image_text import ImageText
+from jtok.models.llava import (
+    ImageFeatures,
+    connect,
+    image_features,
+    vision_tower,
+)
+from jtok.models.llava_prompts import with_images
 from jtok.models.mamba import MambaCache
 from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
 from jtok.models.paddle import from_paddle
@@ -35,12 +44,15 @@ __all__ = [
     "FAMILIES",
     "Backbone",
     "Cache",
+    "ClipOutput",
     "CompressedOutput",
     "CompressedTowerOutput",
     "CompressibleModel",
     "Compressor",
     "Family",
     "GenerationConfig",
+    "ImageFeatures",
+    "ImageText",
     "Info",
     "LayerView",
     "MambaCache",
@@ -60,12 +72,15 @@ __all__ = [
     "classify",
     "commit",
     "config_from",
+    "connect",
     "cut_layers",
     "embed_ids",
     "encode",
     "family_of",
     "final_norm",
     "from_paddle",
+    "image_embeddings",
+    "image_features",
     "init",
     "init_cache",
     "load",
@@ -83,5 +98,8 @@ __all__ = [
     "segment_config",
     "split_layers",
     "stack_layers",
+    "text_embeddings",
+    "vision_tower",
+    "with_images",
     "with_vectors",
 ]

@@ -19,8 +19,9 @@ class Backbone(NamedTuple):
     runs. A new kind is a configuration class, a module with these functions, and a row
     in this module's table. Parameters of every kind are `embed`, `layers` (a tuple, or
     one tree stacked on a leading axis), `final_norm` (but of encoders whose norms come
-    last) and, unless tied, `unembed`; encoders add their heads. The logical axes of all
-    of them stand in the one table of `jtok.models.checkpoint`.
+    last) and, unless tied, `unembed`; encoders add their heads. Models of several
+    parts have those of the texts' there, and the tower's in `vision`. The logical axes
+    of all of them stand in the one table of `jtok.models.checkpoint`.
 
     Attributes:
       init_params: `(config, key) -> params`, with layers split.
@@ -73,7 +74,9 @@ def _backbones() -> dict[type, Backbone]:
     from jtok.models import (
         cache,
         checkpoint,
+        clip,
         encoder,
+        llava,
         mamba,
         model,
         sound,
@@ -110,6 +113,20 @@ def _backbones() -> dict[type, Backbone]:
             tower.forward,
             tower.init_cache,
             tower.target,
+            compresses=True,
+        ),
+        nn.ClipConfig: Backbone(
+            clip.init_params,
+            clip.forward,
+            clip.init_cache,
+            clip.target,
+            compresses=True,
+        ),
+        nn.LlavaConfig: Backbone(
+            llava.init_params,
+            llava.forward,
+            llava.init_cache,
+            llava.target,
             compresses=True,
         ),
     }

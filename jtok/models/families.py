@@ -19,6 +19,7 @@ from jtok.models.families_encoders import ENCODER_FAMILIES
 from jtok.models.families_experts import EXPERT_FAMILIES
 from jtok.models.families_gemma import GEMMA_FAMILIES
 from jtok.models.families_gpt import GPT_FAMILIES
+from jtok.models.families_joint import JOINT_FAMILIES
 from jtok.models.families_llama import LLAMA_FAMILIES
 from jtok.models.families_masked import MASKED_FAMILIES
 from jtok.models.families_sound import SOUND_FAMILIES
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Family] = {
     **ENCODER_FAMILIES,
     **SOUND_FAMILIES,
     **TOWER_FAMILIES,
+    **JOINT_FAMILIES,
     "mamba": Family(mamba.read, mamba.write, mamba.WEIGHTS, config=MambaConfig),
 }
 

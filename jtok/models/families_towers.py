@@ -22,7 +22,7 @@ from jtok.nn import TowerConfig
 
 __all__ = [
     "TOWER_FAMILIES",
-    "read_part",
+    "part_of",
     "tower_activation",
     "tower_activation_name",
 ]
@@ -67,14 +67,13 @@ def tower_activation_name(name: str, tanh: str = "gelu_pytorch_tanh") -> str:
     return tanh if name == "gelu_tanh" else {**ACTIVATIONS}.get(name, name)
 
 
-def read_part(family: Family, fields: Any, default: str, *, where: str) -> Any:
+def part_of(family: Family, fields: CheckedFields, kind: str) -> Any:
     """A configuration that stands inside of another.
 
     Args:
       family: of the part.
       fields: what the file says of it.
-      default: its `model_type` where the file has none.
-      where: the file, for messages.
+      kind: its `model_type` where the file has none.
 
     Returns:
       The part's configuration in float32.
@@ -83,13 +82,10 @@ def read_part(family: Family, fields: Any, default: str, *, where: str) -> Any:
       UnsupportedCheckpointError: sizes that contradict each other.
       CheckpointError: a field is missing, or of another type.
     """
-    if not isinstance(fields, CheckedFields):
-        fields = CheckedFields(fields, where)
     made = family.read(fields.checked())
     check_types(made, family.config, where=fields.where)
-    name = fields.get("model_type") or default
     try:
-        return family.config(family=name, **made)
+        return family.config(family=fields.get("model_type") or kind, **made)
     except ArgumentError as error:
         raise UnsupportedCheckpointError(f"{fields.where}: {error}") from None
 

@@ -231,9 +231,7 @@ def to_tensor(planned: Planned, params: PyTree) -> np.ndarray:
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     whole = joined.reshape(*joined.shape[:-2], -1)
     whole = whole.T if planned.weight.transpose else whole
-    if planned.weight.lead:
-        whole = whole.reshape(disk_shape(planned, params))
-    return np.ascontiguousarray(whole)
+    return np.ascontiguousarray(whole).reshape(disk_shape(planned, params))
 
 
 def check_names(

@@ -17,6 +17,7 @@ from jtok.nn.hypernetwork import (
     PieceMixer,
     PieceMixerConfig,
 )
+from jtok.nn.joint_config import ClipConfig, LlavaConfig
 from jtok.nn.layers import Linear, Mlp, Norm, activation
 from jtok.nn.mamba import (
     MAMBA_SITES,
@@ -52,6 +53,7 @@ __all__ = [
     "SITES",
     "Block",
     "CausalBlock",
+    "ClipConfig",
     "DecoderConfig",
     "EncoderBlock",
     "EncoderConfig",
@@ -61,6 +63,7 @@ __all__ = [
     "Hypernetwork",
     "HypernetworkConfig",
     "Linear",
+    "LlavaConfig",
     "MambaBlock",
     "MambaConfig",
     "MambaSteps",

@@ -96,8 +96,9 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
 
     Returns:
       `DecoderConfig`, `MambaConfig`, `SoundConfig` (of 16 mel bins), `EncoderConfig`
-      with a masked-LM head where the family has one, or `TowerConfig` for images of
-      32 x 32 pixels.
+      with a masked-LM head where the family has one, `TowerConfig` for images of
+      32 x 32 pixels, or `ClipConfig` or `LlavaConfig` with such a tower; the image
+      token is the last id.
 
     Example:
       >>> tiny_config(vocab_size=10).vocab_size
@@ -111,6 +112,8 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
         return _tiny_encoder(vocab_size, family)
     if family in _TOWERS:
         return _tiny_tower(family)
+    if family in ("clip", "llava"):
+        return _tiny_joint(vocab_size, family)
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
         "width": 32,
@@ -171,6 +174,21 @@ def _tiny_tower(family: str) -> nn.TowerConfig:
     config = nn.TowerConfig(family=family, **{**sizes, **_TOWERS[family]})
     fields = models.FAMILIES[family].write(config)
     return nn.TowerConfig(family=family, **models.FAMILIES[family].read(fields))
+
+
+def _tiny_joint(vocab_size: int, family: str) -> Any:
+    vision = _tiny_tower("clip_vision_model")
+    if family == "llava":
+        text = tiny_config(vocab_size=vocab_size)
+        return nn.LlavaConfig(text=text, vision=vision, image_token_id=vocab_size - 1)
+    text = nn.EncoderConfig(
+        family="clip_text_model", vocab_size=vocab_size, width=32, num_layers=2,
+        num_heads=4, head_dim=8, mlp_width=64, max_positions=64, num_types=0,
+        embed_norm=False, norm_eps=1e-5, norm_first=True, activation="quick_gelu",
+        causal=True,
+    )  # fmt: skip
+    end = vocab_size - 1
+    return nn.ClipConfig(text=text, vision=vision, projection=16, eos_token_id=end)
 
 
 def _tiny_mamba(vocab_size: int) -> nn.MambaConfig:

@@ -27,12 +27,9 @@ from jtok.testing import assert_close, load_golden, tiny_config, tiny_model
 from tests.models.decoders import GOLDENS
 from tests.models.towers import FAMILIES as TOWERS
 from tests.models.towers import TOWERS as FOLDERS
+from tests.models.towers import Twins, nhwc
 
 OTHERS = GOLDENS.parent / "hf_towers"
-
-
-def nhwc(pixels):
-    return jnp.asarray(pixels).transpose(0, 2, 3, 1)
 
 
 @functools.lru_cache
@@ -217,27 +214,6 @@ def test_positions_between_positions():
 
 
 # ---- fewer tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class Twins:
-    """Pairs of patches become one in the first layer; `last` puts prefixes last."""
-
-    where: str = "layer"
-    how: str = "weighted"
-    proportional: bool = True
-    restart: bool = False
-    last: bool = False
-
-    def __call__(self, view):
-        if view.layer:
-            return None
-        batch, seq, _ = view.x.shape
-        index = jnp.broadcast_to(jnp.arange(seq)[None], (batch, seq))
-        past = index - view.prefix
-        joins = jnp.where(past < 0, index, index - past % 2)
-        order = jnp.where((past < 0) & self.last, index + seq, index)
-        return join_plan(joins, order, view.prefix + (seq - view.prefix) // 2)
 
 
 @pytest.mark.parametrize(
