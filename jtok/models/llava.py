@@ -30,6 +30,7 @@ from jtok.ops.segments import pool_segments
 __all__ = [
     "ImageFeatures",
     "connect",
+    "features_of",
     "forward",
     "image_features",
     "init_cache",
@@ -82,7 +83,7 @@ def forward(
     }  # fmt: skip
     if not isinstance(inputs, ImageText):
         return core.decoder_forward(params, config.text, inputs, **options)
-    features = _features(params, config, inputs.images, compress)
+    features = features_of(params, config, inputs.images, compress)
     vectors = _placed(params, config, inputs.ids, features.tokens)
     out = core.decoder_forward(params, config.text, vectors, **options)
     if features.plan is None:
@@ -152,7 +153,7 @@ def image_features(
     config = llava_config(model)
     compress = getattr(model, "compress", None) if compress is None else compress
     check_compressor(compress)
-    return _features(model.params, config, images, compress)
+    return features_of(model.params, config, images, compress)
 
 
 def connect(
@@ -218,9 +219,10 @@ def llava_config(model: Any) -> nn.LlavaConfig:
     return config
 
 
-def _features(
+def features_of(
     params: PyTree, config: nn.LlavaConfig, images: Any, compress: Any
 ) -> ImageFeatures:
+    """`image_features` of parameters, of which it needs the tower and the connector."""
     images = jnp.asarray(images)
     wanted = "[images, height, width, channels] pixels"
     check(images.ndim == 4, "images", f"shape {images.shape}", wanted)

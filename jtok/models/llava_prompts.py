@@ -3,23 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from jtok import nn
 from jtok.errors import ArgumentError, check
 from jtok.models import model as core
-from jtok.models.llava import ImageFeatures, image_features, llava_config
+from jtok.models.compression import check_compressor
+from jtok.models.llava import ImageFeatures, features_of, llava_config
 from jtok.models.prompt_vectors import with_vectors
 
 __all__ = ["with_images"]
 
 _SIGHT = ("vision", "connector")  # what the decoder has not
+_compiled = jax.jit(features_of, static_argnums=(1, 3))
 
 
 def with_images(
     model: core.Model,
-    prompts: Sequence[Any],
+    prompts: Sequence[Any] | np.ndarray,
     images: Float[Array, "images height width channels"] | ImageFeatures,
     *,
     compress: Any = None,
@@ -60,7 +63,10 @@ def with_images(
     config = llava_config(model)
     features = images
     if not isinstance(features, ImageFeatures):
-        features = image_features(model, features, compress=compress)
+        own = getattr(model, "compress", None) if compress is None else compress
+        check_compressor(own)
+        seeing = {name: model.params[name] for name in _SIGHT}
+        features = _compiled(seeing, config, features, own)
     count, rows, dim = features.tokens.shape
     real = np.ones((count, rows), bool)
     if features.plan is not None:
@@ -79,7 +85,7 @@ def with_images(
 
 
 def _expanded(
-    config: nn.LlavaConfig, prompts: Sequence[Any], named: list[np.ndarray]
+    config: nn.LlavaConfig, prompts: Any, named: list[np.ndarray]
 ) -> list[np.ndarray]:
     """Prompts with the ids of each image in place of its tokens."""
     listed = [np.asarray(prompt, np.int32) for prompt in prompts]

@@ -122,7 +122,8 @@ def test_sides_alone_give_the_same_vectors_of_unit_length():
     scale = np.exp(np.asarray(model.params["logit_scale"])[0])
     assert_close(out.logits, scale * np.asarray(seen) @ np.asarray(read).T, atol=1e-4)
     assert out.logits.shape == (3, 2)
-    assert model(ImageText(IDS, images), logits="none").logits is None
+    bare = jax.eval_shape(lambda x: model(x, logits="none"), ImageText(IDS, images))
+    assert bare.logits is None and bare.text_vectors.shape == (2, 16)
 
 
 def test_a_text_is_read_off_at_its_first_end():
@@ -270,7 +271,7 @@ def test_bad_input_is_named():
     ):
         models.vision_tower(tiny_model(family="vit"))
     with pytest.raises(ArgumentError, match="ids: got .dtype float32"):
-        text_embeddings(model, jnp.ones((1, 3, 32)))
+        model(ImageText(jnp.ones((1, 3, 32)), images))
     with pytest.raises(ArgumentTypeError, match="got CLIP, expected a model with a ca"):
         models.init_cache(model.config, 1, 2)
     with pytest.raises(ArgumentTypeError, match="CLIP does not decode"):

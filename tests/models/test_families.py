@@ -51,7 +51,7 @@ def test_an_unknown_model_type_lists_the_known():
         family_of({"model_type": "qwen22"}, where="here/config.json")
     message = str(caught.value)
     assert message.startswith("here/config.json: model_type 'qwen22'; did you mean")
-    assert "Known: Dream, bert, distilbert, ernie, gemma, gemma2" in message
+    assert "Known: Dream, bert, clip, clip_vision_model, deit, dinov2" in message
     with pytest.raises(CheckpointError, match="there is no model_type"):
         family_of({})
 
