@@ -59,7 +59,7 @@ def prompts_of(count, each=1):
 
 run = jax.jit(lambda model, both, **arrays: model(both, **arrays))
 decoded = jax.jit(lambda model, ids, **arrays: model(ids, **arrays))
-features_of = jax.jit(lambda model, images: image_features(model, images))
+features_of = jax.jit(image_features, static_argnames="compress")
 
 
 def fields_of(**changes):
@@ -76,10 +76,8 @@ def fields_of(**changes):
 def test_outputs_of_transformers():
     expected = load_golden("hf_checkpoints/llava/expected.npz")
     model, both = golden_model(), golden_inputs()
-    stacked = model.replace(params=models.stack_layers(model.params))
-    for held in (model, stacked):
-        # The README's tolerance: another framework, another order of sums.
-        assert_close(run(held, both).logits, expected["out_logits"], atol=2e-4)
+    # The README's tolerance: another framework, another order of sums.
+    assert_close(run(model, both).logits, expected["out_logits"], atol=2e-4)
     decoder, ids = with_images(model, expected["in_input_ids"], both.images)
     out = decoded(decoder, jnp.asarray(ids))
     assert_close(out.logits, expected["out_logits"], atol=2e-4)
@@ -158,9 +156,7 @@ def test_of_a_tower_with_a_norm_of_all_tokens_the_last_layer_has_it():
 def test_a_plan_leads_from_patches_to_vectors(last):
     """Pairs of patches merge; the class token leaves, wherever its row stands."""
     model, images = tiny_model(family="llava"), tiny_images()
-    made = jax.jit(lambda m: image_features(m, images, compress=Twins(last=last)))(
-        model
-    )
+    made = features_of(model, images, compress=Twins(last=last))
     assert made.tokens.shape == (3, 8, 32)
     pairs = np.broadcast_to(np.arange(16) // 2, (3, 16))
     np.testing.assert_array_equal(made.plan.assign, pairs)
@@ -168,7 +164,7 @@ def test_a_plan_leads_from_patches_to_vectors(last):
     np.testing.assert_array_equal(made.plan.size, np.full((3, 8), 2.0))
     np.testing.assert_allclose(made.plan.position[0, :, 0], np.arange(8) * 2 + 0.5)
     assert made.plan.valid.all()
-    other = jax.jit(lambda m: image_features(m, images, compress=Twins()))(model)
+    other = features_of(model, images, compress=Twins())
     assert_close(made.tokens, other.tokens, atol=1e-5)
 
 
@@ -189,9 +185,8 @@ def test_images_stand_where_their_tokens_are_row_by_row():
         wanted = alone.logits[0]
         assert_close(out.logits[row, : len(prompts[row])], wanted, atol=2e-5)
     text = jnp.array([[1, 9, 4]])
-    only = tiny_model(family="llava").replace(compress=None)
     held = models.Model(model.params, model.config.text)
-    assert_close(decoded(only, text).logits, decoded(held, text).logits, atol=1e-6)
+    assert_close(decoded(model, text).logits, decoded(held, text).logits, atol=1e-6)
 
 
 def test_merged_images_make_shorter_prompts():
@@ -204,7 +199,7 @@ def test_merged_images_make_shorter_prompts():
     assert [len(row) for row in ids] == [len(prompts_of(1, each=8)[0])]
     assert_close(decoded(decoder, jnp.asarray(ids)).logits, out.logits, atol=2e-5)
     # Tokens as processors expand them, and features that were made before.
-    made = image_features(model, images[:2], compress=Twins())
+    made = features_of(model, images[:2], compress=Twins())
     _, again = with_images(model, prompts_of(1, each=16), made)
     np.testing.assert_array_equal(again[0], ids[0])
     with pytest.raises(ArgumentError, match="32 ids of images., expected 16: 2 images"):
@@ -213,7 +208,7 @@ def test_merged_images_make_shorter_prompts():
 
 def test_rows_that_a_method_left_empty_stand_in_no_prompt():
     model, images = tiny_model(family="llava"), tiny_images(1)
-    made = image_features(model, images, compress=Twins())
+    made = features_of(model, images, compress=Twins())
     valid = jnp.arange(8)[None] < 3
     some = dataclasses.replace(made, plan=dataclasses.replace(made.plan, valid=valid))
     decoder, ids = with_images(model, [[1, IMAGE, 4]], some)
@@ -230,21 +225,22 @@ def plainly(model, prompt, images, count):
     for _ in range(count):
         padded = jnp.asarray(ids + [0] * (64 - len(ids)))[None]
         out = run(model, ImageText(padded, images))
-        ids.append(int(jnp.argmax(out.logits[0, len(ids) - 1])))
+        ids.append(int(np.argmax(out.logits[0, len(ids) - 1, :IMAGE])))
     return ids[len(prompt) :]
 
 
 def test_decoding_with_images_is_that_of_whole_passes_with_any_drafter():
     model, images = tiny_model(family="llava"), tiny_images()
     decoder, ids = with_images(model, prompts_of(2), images)
-    plain = generate(decoder, ids, max_new_tokens=8, repetition_penalty=1.0)
+    # Else a token of an image that is emitted would ask for another image.
+    options = {"max_new_tokens": 8, "logit_bias": {IMAGE: -np.inf}}
+    plain = generate(decoder, ids, **options)
     whole = prompts_of(2, each=16)
     assert plain.tokens[0].tolist() == plainly(model, whole[0], images[:2], 8)
     assert plain.tokens[1].tolist() == plainly(model, whole[1], images[2:], 8)
-    drafted = generate(decoder, ids, max_new_tokens=8, drafter=prompt_lookup())
+    drafted = generate(decoder, ids, **options, drafter=prompt_lookup())
     for one, other in zip(plain.tokens, drafted.tokens, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert all((np.asarray(row) < 96).all() for row in plain.tokens)
 
 
 def test_penalties_count_texts_and_not_images():
@@ -315,11 +311,12 @@ def test_what_is_written_is_read_back():
 
 
 def test_files_that_say_little():
-    named = {"text_config": {"model_type": "llama"}, "vision_config": {}}
+    text = {"model_type": "llama", "vocab_size": 32064}
+    named = {"text_config": text, "vision_config": {}}
     config = config_from({"model_type": "llava", **named})
     assert (config.text.width, config.text.num_layers) == (4096, 32)
     assert (config.vision.width, config.image_tokens) == (1024, 576)
-    assert config.image_token_id == 31999 or config.image_token_id == 32000
+    assert config.image_token_id == 32000
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "phi3"])
@@ -367,7 +364,7 @@ def test_configurations_that_are_refused(changes, error, message):
 def test_bad_input_is_named():
     model, images = tiny_model(family="llava"), tiny_images()
     with pytest.raises(ArgumentError, match=r"images: got .shape \(32, 32, 3\)"):
-        image_features(model, images[0])
+        model(ImageText(jnp.ones((1, 3), int), images[0]))
     with pytest.raises(ArgumentError, match="inputs: got .images of 32 x 24 pixels"):
         image_features(model, images[:, :, :24])
     with pytest.raises(
