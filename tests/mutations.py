@@ -1786,6 +1786,81 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="dtype=bool), weight, weight)",
         killed_by="tests/compress/test_qformer_losses.py"
         "::test_others_are_never_oneself_and_likelier_where_similar",
+        id="towers-mean-of-rows",
+        slug="pitome",
+        path="jtok/models/tower_heads.py",
+        before="~own, tokens.plan.size, 0.0)",
+        after="~own, 1.0, 0.0)",
+        killed_by="tests/models/test_tower.py::test_means_count_patches_and_not_rows",
+    ),
+    Mutation(
+        id="towers-class-in-row-0",
+        slug="pitome",
+        path="jtok/models/tower_heads.py",
+        before="at = jnp.maximum(tokens.plan.assign[:, index], 0)",
+        after="at = jnp.full_like(tokens.plan.assign[:, index], index)",
+        killed_by="tests/models/test_tower.py::"
+        "test_pairs_of_equal_patches_that_merge_change_nothing[deit-True]",
+    ),
+    Mutation(
+        id="towers-pooling-without-sizes",
+        slug="pitome",
+        path="jtok/models/tower_heads.py",
+        before="scores = scores + size_bias(sizes)[:, :, 0]",
+        after="scores = scores + 0 * size_bias(sizes)[:, :, 0]",
+        killed_by="tests/models/test_tower.py::"
+        "test_pairs_of_equal_patches_that_merge_change_nothing[siglip_vision_model-True]",
+    ),
+    Mutation(
+        id="towers-other-cubic",
+        slug="pitome",
+        path="jtok/models/tower_positions.py",
+        before="_kernel(centre - first - step, -0.75)",
+        after="_kernel(centre - first - step, -0.5)",
+        killed_by="tests/models/test_tower.py::"
+        "test_outputs_of_other_options[vit_with_pooler]",
+    ),
+    Mutation(
+        id="towers-patches-by-row",
+        slug="pitome",
+        path="jtok/models/tower.py",
+        before="x.transpose(0, 1, 3, 4, 2, 5)",
+        after="x.transpose(0, 1, 3, 2, 4, 5)",
+        killed_by="tests/models/test_tower.py::test_outputs_of_transformers[vit]",
+    ),
+    Mutation(
+        id="clip-looks-ahead",
+        slug="pitome",
+        path="jtok/models/encoder_layers.py",
+        before="allow = allow & (at[:, :, None] >= at[:, None, :])",
+        after="allow = allow & (at[:, :, None] >= -1)",
+        killed_by="tests/models/test_clip.py::test_a_text_is_read_off_at_its_first_end",
+    ),
+    Mutation(
+        id="clip-end-not-followed",
+        slug="pitome",
+        path="jtok/models/clip.py",
+        before="at = jnp.maximum(row, 0)",
+        after="at = jnp.maximum(at, row * 0)",
+        killed_by="tests/models/test_clip.py::test_compressors_act_in_either_tower",
+    ),
+    Mutation(
+        id="llava-images-start-anew",
+        slug="pitome",
+        path="jtok/models/llava.py",
+        before="rank = jnp.cumsum(own.reshape(-1)).reshape(own.shape) - 1",
+        after="rank = jnp.cumsum(own, axis=1) - 1",
+        killed_by="tests/models/test_llava.py::"
+        "test_images_stand_where_their_tokens_are_row_by_row",
+    ),
+    Mutation(
+        id="llava-patch-off-by-one",
+        slug="pitome",
+        path="jtok/models/llava.py",
+        before="keep = jnp.maximum(take(plan.keep) - 1, -1)",
+        after="keep = jnp.maximum(take(plan.keep), -1)",
+        killed_by="tests/models/test_llava.py::"
+        "test_a_plan_leads_from_patches_to_vectors",
     ),
 )
 
