@@ -102,6 +102,8 @@ def _read_clip(fields: Fields) -> Fields:
         hint = near(named, ["CLIPModel"])
         raise UnsupportedCheckpointError(f"architecture {named!r}{hint}.")
     end = text.get("eos_token_id")
+    if isinstance(end, list):
+        raise UnsupportedCheckpointError(f"eos_token_id={end}, expected one id.")
     return {
         "text": part_of(_CLIP_TEXT, text, "clip_text_model"),
         "vision": part_of(TOWER_FAMILIES[_TOWERS[0]], vision, _TOWERS[0]),

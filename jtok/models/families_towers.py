@@ -73,7 +73,7 @@ def part_of(family: Family, fields: CheckedFields, kind: str) -> Any:
     Args:
       family: of the part.
       fields: what the file says of it.
-      kind: its `model_type` where the file has none.
+      kind: its `model_type`.
 
     Returns:
       The part's configuration in float32.
@@ -85,7 +85,7 @@ def part_of(family: Family, fields: CheckedFields, kind: str) -> Any:
     made = family.read(fields.checked())
     check_types(made, family.config, where=fields.where)
     try:
-        return family.config(family=fields.get("model_type") or kind, **made)
+        return family.config(family=kind, **made)
     except ArgumentError as error:
         raise UnsupportedCheckpointError(f"{fields.where}: {error}") from None
 
@@ -203,7 +203,7 @@ def _gated_width(hidden: int) -> int:
 
 def _read_dino(family: str) -> Any:
     def read(fields: Fields) -> Fields:
-        hidden = fields["hidden_size"] * fields.get("mlp_ratio", 4)
+        hidden = fields["hidden_size"] * (fields.get("mlp_ratio") or 4)
         gated = bool(fields.get("use_swiglu_ffn", False))
         registers = family == "dinov2_with_registers"
         count = fields.get("num_register_tokens", 4) if registers else 0

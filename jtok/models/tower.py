@@ -199,7 +199,7 @@ def _init_embed(config: nn.TowerConfig, key: jax.Array) -> PyTree:
     size, width, blocks = config.patch_size, config.width, config.blocks
     shapes: dict[str, tuple[int, ...]] = {
         "kernel": (size, size, config.channels, width),
-        "positions": (config.num_placed + config.num_patches, width),
+        "positions": (config.max_positions, width),
     }
     if config.class_token:
         shapes["class"] = (width,)

@@ -48,6 +48,21 @@ class _Joint:
         return math.gcd(self.text.num_kv_heads, self.vision.num_heads)
 
     @property
+    def positions(self) -> str:
+        """How texts tell places apart."""
+        return str(self.text.positions)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest text that the positions are made for."""
+        return int(self.text.max_positions)
+
+    @property
+    def width(self) -> int:
+        """Size of the residual stream of texts."""
+        return int(self.text.width)
+
+    @property
     def tied(self) -> bool:
         """The unembedding is the embedding, or there is none."""
         return bool(self.text.tied)

@@ -141,6 +141,16 @@ class TowerConfig:
         return True
 
     @property
+    def positions(self) -> str:
+        """Positions are rows of a table."""
+        return "learned"
+
+    @property
+    def max_positions(self) -> int:
+        """Rows of that table."""
+        return self.num_placed + self.num_patches
+
+    @property
     def grid(self) -> int:
         """Patches to a side of an image of `image_size`."""
         return self.image_size // self.patch_size
