@@ -1786,6 +1786,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="dtype=bool), weight, weight)",
         killed_by="tests/compress/test_qformer_losses.py"
         "::test_others_are_never_oneself_and_likelier_where_similar",
+    ),
+    Mutation(
         id="towers-mean-of-rows",
         slug="pitome",
         path="jtok/models/tower_heads.py",
