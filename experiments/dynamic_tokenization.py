@@ -160,12 +160,13 @@ def run(config: Config, report: Any) -> None:
     corpus = standard_library(SMOKE.max_files if config.tiny else None)
     report.data("standard library, code", sha256=corpus.sha256)
     setting = _setting(config, corpus)
-    found = []
+    found, makers = [], []
     for seed in report.progress(config.seeds, "seeds"):
-        made = _makers(config, setting, corpus.sha256, seed, report)
-        found.append(_measure(config, setting, made, seed))
+        makers.append(_makers(config, setting, corpus.sha256, seed, report))
+        found.append(_measure(config, setting, makers[-1], seed))
     # The ZeTT network's rows were also trained as output rows.
-    written = generations(config, setting, made.get(ZETT, made[RESIDUAL]))
+    first = makers[0]
+    written = generations(config, setting, first.get(ZETT, first[RESIDUAL]))
     search = _search(config)
     _report_nats(config, found, report)
     report.table("Greedy texts after merged prompts", written)
@@ -329,7 +330,8 @@ def _report_nats(config: Config, found: list[Any], report: Any) -> None:
     before, rows = config.rows * config.length, []
     for budget in config.budgets:
         mean = {
-            k: float(np.mean([f[budget][k] for f in found])) for k in found[0][budget]
+            k: float(np.mean([f[budget][k] for f in found if k in f[budget]]))
+            for k in found[0][budget]
         }
         shorter = 100 * (1 - mean.pop("tokens") / before)
         line = {"merges": "all" if budget == ALL else budget}
@@ -354,7 +356,8 @@ def _methods(found: list[Any]) -> list[str]:
 def _removed(found: list[Any], name: str) -> list[float]:
     """Percent of the mean's extra loss that a network removes at full merging."""
     lost = lambda line, of: line[of] - line["unmerged"]
-    return [100 * (1 - lost(f[ALL], name) / lost(f[ALL], FVT)) for f in found]
+    at = [f[ALL] for f in found if name in f[ALL]]
+    return [100 * (1 - lost(line, name) / lost(line, FVT)) for line in at]
 
 
 def _report_claims(
@@ -366,7 +369,7 @@ def _report_claims(
 ) -> None:
     apart = max(
         abs(f[0][name] - f[0]["unmerged"])
-        for f in found for name in _methods(found)
+        for f in found for name in _methods([f])
     )  # fmt: skip
     report.claim(
         "same_without_merges", "largest difference of any method without merges",
@@ -385,8 +388,8 @@ def _report_claims(
             f"share of the mean's extra loss that the {name} removes at full merging",
             paper="under 2% of accuracy lost at word level (XNLI)",
             measured=round(float(np.mean(removed)), 2), unit="%", op=">=", bound=80.0,
-            ci95=student_interval(removed), n=len(removed),
-            reason="the network is small and was trained for few steps",
+            ci95=student_interval(removed),
+            n=len(removed), reason="the network is small and was trained for few steps",
         )  # fmt: skip
     few, many = written[1], written[-1]
     report.claim(
