@@ -1,4 +1,4 @@
-"""CLIP: images and texts as unit vectors of one space, and their scores."""
+"""CLIP and SigLIP: images and texts as unit vectors of one space, and their scores."""
 
 import functools
 from typing import Any
@@ -86,6 +86,8 @@ def forward(
     if logits == "all":
         scale = jnp.exp(params["logit_scale"].astype(jnp.float32)[0])
         scores = scale * jnp.einsum("id,td->it", images, texts)
+        if config.score_bias:
+            scores = scores + params["logit_bias"].astype(jnp.float32)[0]
     plan = seen.plan if isinstance(seen, CompressedOutput) else None
     return ClipOutput(scores, hidden, seen.taps, None, images, texts, seen.hidden, plan)
 
@@ -173,7 +175,7 @@ def _image_side(
     seen: Any = tower.forward(
         params["vision"], config.vision, images, taps=taps, compress=compress
     )
-    return _unit(seen.pooled, params["vision_projection"]), seen
+    return _unit(seen.pooled, params.get("vision_projection")), seen
 
 
 def _text_side(
@@ -185,7 +187,9 @@ def _text_side(
     )
     good = jnp.issubdtype(ids.dtype, jnp.integer)
     check(good, "ids", f"dtype {ids.dtype}", "integer ids, whose end is looked for")
-    if config.eos_token_id is None:
+    if config.text_last:
+        at = jnp.full(ids.shape[0], ids.shape[1] - 1)
+    elif config.eos_token_id is None:
         at = jnp.argmax(ids, axis=1)
     else:
         at = jnp.argmax(ids == config.eos_token_id, axis=1)
@@ -196,10 +200,13 @@ def _text_side(
     return _unit(end, params["text_projection"]), out.hidden
 
 
-def _unit(pooled: Array, projection: PyTree) -> Array:
-    made = jnp.einsum(
-        "bd,de->be", pooled, projection["kernel"], preferred_element_type=jnp.float32
-    )
+def _unit(pooled: Array, projection: PyTree | None) -> Array:
+    made = pooled.astype(jnp.float32)
+    if projection is not None:
+        kernel, wide = projection["kernel"], jnp.float32
+        made = jnp.einsum("bd,de->be", pooled, kernel, preferred_element_type=wide)
+        if "bias" in projection:
+            made = made + projection["bias"].astype(jnp.float32)[None]
     length = jnp.linalg.norm(made, axis=-1, keepdims=True)
     return made / jnp.maximum(length, 1e-12)
 
@@ -208,20 +215,21 @@ def _unit(pooled: Array, projection: PyTree) -> Array:
 def init_params(config: nn.ClipConfig, key: jax.Array) -> PyTree:
     """Random parameters with layers split, as a pure function of the key."""
     text, vision, one, other = jax.random.split(key, 4)
-    sides = {
-        "text_projection": (one, config.text.width),
-        "vision_projection": (other, config.vision.width),
-    }
-    maps = {
-        name: {"kernel": normal(key, (width, config.projection), config.text)}
-        for name, (key, width) in sides.items()
-    }
-    return {
+    size, dtype = config.projection, config.dtype
+    kernel = lambda key, width: normal(key, (width, size), config.text)
+    params: PyTree = {
         **encoder.init_params(config.text, text),
         "vision": tower.init_params(config.vision, vision),
-        **maps,
-        "logit_scale": jnp.full(1, _FIRST_SCALE, config.dtype),
+        "text_projection": {"kernel": kernel(one, config.text.width)},
+        "logit_scale": jnp.full(1, _FIRST_SCALE, dtype),
     }
+    if config.text_last:
+        params["text_projection"]["bias"] = jnp.zeros(size, dtype)
+    if config.vision_map:
+        params["vision_projection"] = {"kernel": kernel(other, config.vision.width)}
+    if config.score_bias:
+        params["logit_bias"] = jnp.zeros(1, dtype)
+    return params
 
 
 def init_cache(config: nn.ClipConfig, batch: int, capacity: int) -> Any:

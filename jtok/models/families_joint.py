@@ -1,5 +1,6 @@
-"""Models that hold a tower beside a model of texts: CLIP and LLaVA."""
+"""Models that hold a tower beside a model of texts: CLIP, SigLIP and LLaVA."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -30,6 +31,16 @@ _USUAL_TEXT: Fields = {
     "num_attention_heads": 8,
     "max_position_embeddings": 77,
     "eos_token_id": 49407,
+}
+_USUAL_SIGLIP_TEXT: Fields = {
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 64,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
 }
 _USUAL_LLAVA_TOWER: Fields = {
     "hidden_size": 1024,
@@ -69,10 +80,18 @@ def _written(config: Any, name: str, made: Fields) -> Fields:
     return {**held, **made}
 
 
-# ---- CLIP
+def _check_class(fields: Fields, known: str) -> None:
+    named = (fields.get("architectures") or [known])[0]
+    if named != known:
+        raise UnsupportedCheckpointError(
+            f"architecture {named!r}{near(named, [known])}."
+        )
 
 
-def _read_clip_text(fields: Fields) -> Fields:
+# ---- CLIP and SigLIP
+
+
+def _read_text(fields: Fields) -> Fields:
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
     return {
         "vocab_size": fields["vocab_size"],
@@ -87,36 +106,44 @@ def _read_clip_text(fields: Fields) -> Fields:
         "norm_eps": fields.get("layer_norm_eps", 1e-5),
         "norm_first": True,
         "activation": tower_activation(fields.get("hidden_act", "quick_gelu")),
-        "causal": True,
     }
 
 
-_CLIP_TEXT = Family(_read_clip_text, dict, (), config=EncoderConfig)
+_TEXT = Family(_read_text, dict, (), config=EncoderConfig)
 
 
 def _read_clip(fields: Fields) -> Fields:
     text = _nested(fields, "text_config", _USUAL_TEXT)
     vision = _nested(fields, "vision_config", {})
-    named = (fields.get("architectures") or ["CLIPModel"])[0]
-    if named != "CLIPModel":
-        hint = near(named, ["CLIPModel"])
-        raise UnsupportedCheckpointError(f"architecture {named!r}{hint}.")
+    _check_class(fields, "CLIPModel")
     end = text.get("eos_token_id")
     if isinstance(end, list):
         raise UnsupportedCheckpointError(f"eos_token_id={end}, expected one id.")
+    encoder = part_of(_TEXT, text, "clip_text_model")
     return {
-        "text": part_of(_CLIP_TEXT, text, "clip_text_model"),
+        "text": dataclasses.replace(encoder, causal=True),
         "vision": part_of(TOWER_FAMILIES[_TOWERS[0]], vision, _TOWERS[0]),
         "projection": fields.get("projection_dim", 512),
         "eos_token_id": None if end == _FIRST_RULE else end,
     }
 
 
-def _write_clip(config: ClipConfig) -> Fields:
-    text, end = config.text, config.eos_token_id
-    tower = TOWER_FAMILIES[config.vision.family].write(config.vision)
-    made: Fields = {
-        "eos_token_id": _FIRST_RULE if end is None else end,
+def _read_siglip(fields: Fields) -> Fields:
+    text = _nested(fields, "text_config", _USUAL_SIGLIP_TEXT)
+    vision = _nested(fields, "vision_config", {})
+    _check_class(fields, "SiglipModel")
+    return {
+        "text": part_of(_TEXT, text, "siglip_text_model"),
+        "vision": part_of(TOWER_FAMILIES[_TOWERS[1]], vision, _TOWERS[1]),
+        "projection": text.get("projection_size") or text["hidden_size"],
+        "text_last": True,
+        "vision_map": False,
+        "score_bias": True,
+    }
+
+
+def _write_text(text: EncoderConfig) -> Fields:
+    return {
         "hidden_act": tower_activation_name(text.activation),
         "hidden_size": text.width,
         "intermediate_size": text.mlp_width,
@@ -127,21 +154,30 @@ def _write_clip(config: ClipConfig) -> Fields:
         "num_hidden_layers": text.num_layers,
         "vocab_size": text.vocab_size,
     }
+
+
+def _write_pair(config: ClipConfig) -> Fields:
+    made, end = _write_text(config.text), config.eos_token_id
+    tower = TOWER_FAMILIES[config.vision.family].write(config.vision)
+    top: Fields = {"architectures": ["SiglipModel"]}
+    if config.family == "siglip":
+        made["projection_size"] = config.projection
+    else:
+        made["eos_token_id"] = _FIRST_RULE if end is None else end
+        top = {"architectures": ["CLIPModel"], "projection_dim": config.projection}
     older = {name: None for name in json.loads(config.source) if name.endswith("_dict")}
     return {
         **older,
-        "architectures": ["CLIPModel"],
+        **top,
         "dtype": config.dtype,
         "model_type": config.family,
-        "projection_dim": config.projection,
         "text_config": _written(config, "text_config", made),
         "vision_config": _written(config, "vision_config", tower),
     }
 
 
 _LAYER = "text_model.encoder.layers.{layer}"
-_CLIP = (
-    Weight("logit_scale", ("logit_scale",), lead=-1),
+_ENCODER = (
     Weight("text_model.embeddings.position_embedding.weight", ("embed/positions",)),
     Weight("text_model.embeddings.token_embedding.weight", ("embed/tokens",)),
     *norm(f"{_LAYER}.layer_norm1", "attn_norm"),
@@ -153,9 +189,20 @@ _CLIP = (
     *linear(f"{_LAYER}.self_attn.q_proj", "query"),
     *linear(f"{_LAYER}.self_attn.v_proj", "value"),
     *norm("text_model.final_layer_norm", "final_norm"),
+)
+_CLIP = (
+    Weight("logit_scale", ("logit_scale",), lead=-1),
+    *_ENCODER,
     *linear("text_projection", "text_projection"),
     *tower_table(_TOWERS[0], "vision_model.", "vision"),
     *linear("visual_projection", "vision_projection"),
+)
+_SIGLIP = (
+    Weight("logit_bias", ("logit_bias",)),
+    Weight("logit_scale", ("logit_scale",)),
+    *_ENCODER,
+    *linear("text_model.head", "text_projection"),
+    *tower_table(_TOWERS[1], "vision_model.", "vision"),
 )
 
 
@@ -163,10 +210,7 @@ _CLIP = (
 
 
 def _read_llava(fields: Fields) -> Fields:
-    named = (fields.get("architectures") or ["LlavaForConditionalGeneration"])[0]
-    known = ["LlavaForConditionalGeneration"]
-    if named not in known:
-        raise UnsupportedCheckpointError(f"architecture {named!r}{near(named, known)}.")
+    _check_class(fields, "LlavaForConditionalGeneration")
     given = fields.get("text_config") or {}
     kind = given.get("model_type") or "llama"
     if kind not in LLAMA_FAMILIES:
@@ -253,8 +297,15 @@ _BUFFERS = r"(text_model|vision_model|vision_tower(\.vision_model)?)\.embeddings
 JOINT_FAMILIES: dict[str, Family] = {
     "clip": Family(
         _read_clip,
-        _write_clip,
+        _write_pair,
         _CLIP,
+        (rf"{_BUFFERS}\.position_ids",),
+        config=ClipConfig,
+    ),
+    "siglip": Family(
+        _read_siglip,
+        _write_pair,
+        _SIGLIP,
         (rf"{_BUFFERS}\.position_ids",),
         config=ClipConfig,
     ),

@@ -108,6 +108,7 @@ _TEXTS = _Kind(_is_texts, "a list of texts", True)
 _NUMBERS = _Kind(_is_numbers, "a list of finite numbers", True)
 _OBJECT = _Kind(_is_object, "an object", True)
 _ROPE = _Kind(_is_object, "an object", True)  # given without its nulls
+_ID = _Kind(_is_id, "an id", True)
 _IDS = _Kind(_is_ids, "an id, or a list of ids", True)
 
 # The first pattern that is the whole name decides.
@@ -116,7 +117,8 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
     for pattern, kind in (
         (r"rope_(parameters|scaling)|(full|sliding)_attention", _ROPE),
         (r"(text|vision)_config|id2label|label2id", _OBJECT),
-        (r"(bos|eos|pad|mask)_token_id", _IDS),
+        (r"(bos|eos|pad)_token_id", _IDS),
+        (r"mask_token_id", _ID),
         (r"layer_types|architectures", _TEXTS),
         (r"(short|long)_factor", _NUMBERS),
         (r"(hidden_)?act(ivation)?(_fn|_function|_type)?|hidden_activation", _TEXT),
@@ -140,7 +142,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Kind], ...] = tuple(
         (r"num_mel_bins|max_source_positions", _SIZE),
         (r"encoder_attention_heads", _SIZE),
         (r"num_(labels|channels|register_tokens)|mlp_ratio|projection_dim", _SIZE),
-        (r"pooler_output_size|image_(token_(index|id)|seq_length)", _SIZE),
+        (r"(pooler_output|projection)_size|image_(token_(index|id)|seq_length)", _SIZE),
         (r"(pooler|projector_hidden)_act|vision_feature_select_strategy", _TEXT),
         (r"vision_use_head", _FLAG),
         (r"logit_scale_init_value|layerscale_value", _NUMBER),

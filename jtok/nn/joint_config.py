@@ -79,6 +79,10 @@ class ClipConfig(_Joint):
       projection: size of the space.
       eos_token_id: where a text is read off: at the first of these ids. None takes the
         highest id of the text (the first release's rule).
+      text_last: texts are read off at their last token instead, padding or not; their
+        map has a bias (SigLIP).
+      vision_map: images' vectors are mapped, too; else the tower pools into the space.
+      score_bias: a learned number is added to all scores (SigLIP).
       dtype: dtype of the parameters of both.
       source: the JSON text of the checkpoint's configuration, kept for saving.
 
@@ -93,9 +97,16 @@ class ClipConfig(_Joint):
     text: EncoderConfig
     projection: int
     eos_token_id: int | None = None
+    text_last: bool = False
+    vision_map: bool = True
+    score_bias: bool = False
 
     def __post_init__(self) -> None:
         check(self.projection >= 1, "projection", self.projection, "at least 1")
+        good = self.vision_map or self.vision.width == self.projection
+        wanted = f"{self.vision.width}, the tower's width, without vision_map"
+        check(good, "projection", self.projection, wanted)
+        check(self.vision.pooling is not None, "vision", "pooling=None", "a pooler")
         self._one_dtype()
 
     @property

@@ -112,7 +112,7 @@ def tiny_config(*, vocab_size: int = 96, family: str = "llama") -> Any:
         return _tiny_encoder(vocab_size, family)
     if family in _TOWERS:
         return _tiny_tower(family)
-    if family in ("clip", "llava"):
+    if family in ("clip", "siglip", "llava"):
         return _tiny_joint(vocab_size, family)
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -177,16 +177,22 @@ def _tiny_tower(family: str) -> nn.TowerConfig:
 
 
 def _tiny_joint(vocab_size: int, family: str) -> Any:
-    vision = _tiny_tower("clip_vision_model")
+    siglip = family == "siglip"
+    vision = _tiny_tower("siglip_vision_model" if siglip else "clip_vision_model")
     if family == "llava":
         text = tiny_config(vocab_size=vocab_size)
         return nn.LlavaConfig(text=text, vision=vision, image_token_id=vocab_size - 1)
     text = nn.EncoderConfig(
-        family="clip_text_model", vocab_size=vocab_size, width=32, num_layers=2,
+        family=f"{family}_text_model", vocab_size=vocab_size, width=32, num_layers=2,
         num_heads=4, head_dim=8, mlp_width=64, max_positions=64, num_types=0,
         embed_norm=False, norm_eps=1e-5, norm_first=True, activation="quick_gelu",
-        causal=True,
+        causal=not siglip,
     )  # fmt: skip
+    if siglip:
+        maps = {"text_last": True, "vision_map": False, "score_bias": True}
+        return nn.ClipConfig(
+            family=family, text=text, vision=vision, projection=32, **maps
+        )
     end = vocab_size - 1
     return nn.ClipConfig(text=text, vision=vision, projection=16, eos_token_id=end)
 

@@ -97,6 +97,28 @@ def test_a_golden_checkpoint_comes_back_byte_for_byte(tmp_path):
     assert written.items() <= fields.items()
 
 
+def test_outputs_of_siglip(tmp_path):
+    expected = load_golden("hf_towers/siglip/expected.npz")
+    folder = GOLDENS.parent / "hf_towers" / "siglip"
+    model, images = models.load(folder), nhwc(expected["in_pixel_values"])
+    out = run(model, ImageText(jnp.asarray(expected["in_input_ids"]), images))
+    found = {
+        "out_image_embeds": out.image_vectors,
+        "out_text_embeds": out.text_vectors,
+        "out_logits_per_image": out.logits,
+        "out_text_hidden": out.hidden,
+    }
+    for name, value in found.items():
+        assert_close(value, expected[name], atol=2e-5, rtol=1e-5, name=name)
+    models.save(model, tmp_path / "out")
+    for name in ("config.json", "model.safetensors"):
+        wanted = (folder / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == wanted
+    small = config_from({"model_type": "siglip"})
+    assert (small.projection, small.text.causal, small.text_last) == (768, False, True)
+    assert small.text.activation == small.vision.activation == "gelu_tanh"
+
+
 def test_a_changed_configuration_keeps_what_it_does_not_know(tmp_path):
     model = golden_model()
     longer = dataclasses.replace(model.config.text, norm_eps=1e-6)
@@ -189,9 +211,10 @@ def test_bfloat16_and_shards():
     assert_close(out.logits, wanted.logits, atol=1e-4)
 
 
-def test_what_is_written_is_read_back():
-    config = tiny_config(family="clip")
-    fields = FAMILIES["clip"].write(config)
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_what_is_written_is_read_back(family):
+    config = tiny_config(family=family)
+    fields = FAMILIES[family].write(config)
     again = config_from(fields)
     assert dataclasses.replace(again, source="{}") == config
     assert hash(again) == hash(config_from(fields))
