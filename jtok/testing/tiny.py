@@ -189,7 +189,11 @@ def _tiny_joint(vocab_size: int, family: str) -> Any:
         causal=not siglip,
     )  # fmt: skip
     if siglip:
-        maps = {"text_last": True, "vision_map": False, "score_bias": True}
+        maps: dict[str, Any] = {
+            "text_last": True,
+            "vision_map": False,
+            "score_bias": True,
+        }
         return nn.ClipConfig(
             family=family, text=text, vision=vision, projection=32, **maps
         )
