@@ -397,6 +397,26 @@ PAPERS: tuple[Paper, ...] = (
             "Models"
         ),
         arxiv="2507.20198",
+        symbols=(
+            "jtok.compress.compress",
+            "jtok.compress.methods",
+            "jtok.compress.adjacent",
+            "jtok.compress.attention_scores",
+            "jtok.compress.divprune",
+            "jtok.compress.dycoke",
+            "jtok.compress.fastv",
+            "jtok.compress.prumerge",
+            "jtok.compress.prumerge_plus",
+            "jtok.compress.random_tokens",
+            "jtok.compress.reselect",
+            "jtok.compress.sparsevlm",
+            "jtok.compress.sparsevlm_counts",
+            "jtok.compress.uniform_tokens",
+            "jtok.compress.visionzip",
+            "jtok.compress.withdraw_layer",
+        ),
+        experiment="experiments.token_compression_survey",
+        status="partial",
         claim=(
             "Four families of compression under one interface, compared at equal "
             "budgets."

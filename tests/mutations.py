@@ -1864,6 +1864,74 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/models/test_llava.py::"
         "test_a_plan_leads_from_patches_to_vectors",
     ),
+    Mutation(
+        id="divprune-first-is-farthest-of-all",
+        slug="token_compression_survey",
+        path="jtok/compress/divprune.py",
+        before="return jnp.min(jnp.where(seen, 1.0 - cosine, 2.0), axis=-1)",
+        after="return jnp.max(jnp.where(seen, 1.0 - cosine, 0.0), axis=-1)",
+        killed_by="tests/compress/test_survey_goldens.py::test_divprune",
+    ),
+    Mutation(
+        id="dycoke-official-reduces-all-windows",
+        slug="token_compression_survey",
+        path="jtok/compress/dycoke.py",
+        before="for frame in range(0, frames - 4, 4):",
+        after="for frame in range(0, frames - 2, 4):",
+        killed_by="tests/compress/test_survey_methods.py"
+        "::test_what_the_code_of_dycoke_does",
+    ),
+    Mutation(
+        id="visionzip-mean-of-target-counts-itself",
+        slug="token_compression_survey",
+        path="jtok/compress/visionzip.py",
+        before="count = jnp.maximum(plan.size - 1, 1.0)[..., None]",
+        after="count = jnp.maximum(plan.size, 1.0)[..., None]",
+        killed_by="tests/compress/test_survey_goldens.py::test_visionzip",
+    ),
+    Mutation(
+        id="prumerge-takes-itself-as-neighbour",
+        slug="token_compression_survey",
+        path="jtok/compress/prumerge.py",
+        before="jnp.where(real[:, None] & ~itself, cosine, -jnp.inf)",
+        after="jnp.where(real[:, None], cosine, -jnp.inf)",
+        killed_by="tests/compress/test_survey_goldens.py::test_prumerge",
+    ),
+    Mutation(
+        id="sparsevlm-counts-all-words",
+        slug="token_compression_survey",
+        path="jtok/compress/sparsevlm.py",
+        before="total = jnp.sum(jnp.where(rates[..., None], wide, 0.0), axis=1)",
+        after="total = jnp.sum(wide, axis=1)",
+        killed_by="tests/compress/test_survey_goldens.py::test_sparsevlm",
+    ),
+    Mutation(
+        id="padding-is-chosen-by-score",
+        slug="token_compression_survey",
+        path="jtok/compress/selection.py",
+        before="return (rank < each[:, None]) & among",
+        after="return rank < each[:, None]",
+        killed_by="tests/contracts/test_compressors.py"
+        "::test_rows_with_fewer_tokens_than_the_budget",
+    ),
+    Mutation(
+        id="a-budget-rounds-up",
+        slug="token_compression_survey",
+        path="jtok/compress/interface.py",
+        before="count = math.floor(self.keep * seq)",
+        after="count = math.ceil(self.keep * seq)",
+        killed_by="tests/contracts/test_compressors.py"
+        "::test_a_budget_is_a_count_or_a_share",
+    ),
+    Mutation(
+        id="density-of-the-wrong-tie",
+        slug="token_compression_survey",
+        path="jtok/compress/density.py",
+        before="index[None, :] < index[:, None]",
+        after="index[None, :] > index[:, None]",
+        killed_by="tests/compress/test_survey_attention.py"
+        "::test_clusters_by_hand_in_batches_of_other_sizes",
+    ),
 )
 
 

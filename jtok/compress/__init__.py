@@ -1,7 +1,19 @@
 """Vectors to fewer vectors: plans that merge or drop tokens."""
 
+from jtok.compress.adjacent import adjacent
+from jtok.compress.attention_scores import attention_scores
 from jtok.compress.baselines import random_tokens, uniform_tokens
 from jtok.compress.connected import internvl, mobilevlm, slam_asr, videollama2
+from jtok.compress.density import density_peaks
+from jtok.compress.divprune import divprune, farthest_first
+from jtok.compress.dycoke import (
+    Reselection,
+    dycoke,
+    dycoke_budget,
+    reselect,
+    start_reselection,
+)
+from jtok.compress.fastv import fastv, fastv_budget
 from jtok.compress.flops import Cost, flops
 from jtok.compress.frames import frame_pooling, frame_stacking
 from jtok.compress.interface import Budget, Compressed, Method, compress
@@ -9,6 +21,7 @@ from jtok.compress.matryoshka import drawn_scale, matryoshka, matryoshka_budgets
 from jtok.compress.menu import methods
 from jtok.compress.pitome import pitome
 from jtok.compress.presets import mean_by_size, pitome_preset
+from jtok.compress.prumerge import outlier_share, prumerge, prumerge_plus
 from jtok.compress.qformer_losses import (
     ImageTexts,
     caption_loss,
@@ -26,11 +39,15 @@ from jtok.compress.resample import (
     pllava,
     unshuffle,
 )
+from jtok.compress.rounds import merge_rounds, pitome_tokens, tome_tokens
 from jtok.compress.schedule import Schedule, schedule
 from jtok.compress.schedules import linear_margins, removal_schedule, token_counts
+from jtok.compress.sparsevlm import Raters, sparsevlm, text_raters
 from jtok.compress.spectral import SpectralDistance, spectral_distance
+from jtok.compress.stages import sparsevlm_counts, withdraw_layer
 from jtok.compress.taxonomy import TaxonomyRow, taxonomy, taxonomy_page
 from jtok.compress.tome import grouped, random_merge, tome, uniform_merge
+from jtok.compress.visionzip import visionzip
 
 __all__ = [
     "Budget",
@@ -38,17 +55,28 @@ __all__ = [
     "Cost",
     "ImageTexts",
     "Method",
+    "Raters",
+    "Reselection",
     "Schedule",
     "SpectralDistance",
     "TaxonomyRow",
     "adaptive_pooling",
+    "adjacent",
+    "attention_scores",
     "average_pooling",
     "bilinear_pooling",
     "caption_loss",
     "compress",
     "contrast_loss",
     "deco",
+    "density_peaks",
+    "divprune",
     "drawn_scale",
+    "dycoke",
+    "dycoke_budget",
+    "farthest_first",
+    "fastv",
+    "fastv_budget",
     "flops",
     "frame_pooling",
     "frame_stacking",
@@ -60,27 +88,40 @@ __all__ = [
     "matryoshka_budgets",
     "max_pooling",
     "mean_by_size",
+    "merge_rounds",
     "methods",
     "mobilevlm",
+    "outlier_share",
     "perceiver",
     "pitome",
     "pitome_preset",
+    "pitome_tokens",
     "pllava",
+    "prumerge",
+    "prumerge_plus",
     "qformer",
     "qformer_losses",
     "random_merge",
     "random_tokens",
     "removal_schedule",
+    "reselect",
     "schedule",
     "slam_asr",
+    "sparsevlm",
+    "sparsevlm_counts",
     "spectral_distance",
+    "start_reselection",
     "taxonomy",
     "taxonomy_page",
+    "text_raters",
     "token_counts",
     "tome",
+    "tome_tokens",
     "uniform_merge",
     "uniform_tokens",
     "unshuffle",
     "videollama2",
+    "visionzip",
     "windowed_qformer",
+    "withdraw_layer",
 ]

@@ -178,7 +178,7 @@ def check_budget(budget: Any, seq: int) -> int:
 
 def check_tokens(
     x: Array,
-    budget: int | None,
+    budget: Any,
     valid: Array | None,
     *,
     grid: tuple[int, ...] | None = None,

@@ -76,6 +76,7 @@ def budget_of(
     *,
     keep: float | None,
     remove: int | None,
+    budget: int | None = None,
     least: float = 0.0,
 ) -> Removal:
     """How many tokens of each row leave.
@@ -85,20 +86,31 @@ def budget_of(
       protect: first tokens that never leave; they do not count.
       limit: of so many tokens that may leave or be joined, how many can leave.
       keep: share of the others that stays, or None.
-      remove: how many leave, or None; exactly one of the two is given.
+      remove: how many leave, or None.
+      budget: how many stay, protected ones included, or None; exactly one of the three
+        is given.
       least: the smallest `keep`.
 
     Raises:
-      ArgumentError: none or both of them, or one out of its range.
+      ArgumentError: none or several of them, or one out of its range.
     """
-    one = (keep is None) != (remove is None)
-    check(one, "keep, remove", (keep, remove), "exactly one of the two")
+    if budget is None:
+        one = (keep is None) != (remove is None)
+        check(one, "keep, remove", (keep, remove), "exactly one of the two")
+    else:
+        one = keep is None and remove is None
+        check(one, "budget", (budget, keep, remove), "no keep nor remove beside it")
     seq = valid.shape[1]
-    if keep is not None:
+    if budget is not None:
+        stay = int(budget)
+        good = isinstance(budget, (int, np.integer)) and max(protect, 1) <= stay <= seq
+        check(good, "budget", budget, f"{max(protect, 1)} to {seq}, the tokens")
+        wanted: Callable[[int], int] = lambda count: max(count + protect - stay, 0)
+    elif keep is not None:
         share = float(keep)
         expected = f"{least:g} to 1"
         check(least <= share <= 1.0, "keep", keep, expected)  # NaN fails, too
-        wanted: Callable[[int], int] = lambda count: removed(count, share)
+        wanted = lambda count: removed(count, share)
     else:
         good = isinstance(remove, (int, np.integer)) and remove >= 0
         check(good, "remove", remove, "an integer of at least 0")

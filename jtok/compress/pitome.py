@@ -32,6 +32,7 @@ def pitome(
     *,
     keep: float | None = None,
     remove: int | None = None,
+    budget: int | None = None,
     margin: float | Float[Array, ""] = 0.75,
     protect: int = 0,
     rule: Rule = "all",
@@ -52,7 +53,8 @@ def pitome(
       metric: `[batch, seq, dim]` what similarity is computed on, any scale.
       keep: share of the unprotected tokens that stays, .5 to 1:
         `remove = floor(n - n * keep)`; or
-      remove: tokens that leave.
+      remove: tokens that leave; or
+      budget: tokens that stay, if no more than half must leave.
       margin: cosines above it count as close.
       protect: first tokens that are left out of everything (class token and such).
       rule: "all": the `2 remove` tokens of highest energy pair up, even ranks join odd
@@ -90,9 +92,10 @@ def pitome(
     good = remove is None or remove <= most
     expected = f"at most {most}, half of the unprotected tokens"
     check(good, "remove", remove, expected)
-    budget = budget_of(
-        real, protect, lambda count: count // 2, keep=keep, remove=remove, least=0.5
-    )
+    removal = budget_of(
+        real, protect, lambda count: count // 2,
+        keep=keep, remove=remove, budget=budget, least=0.5,
+    )  # fmt: skip
     metric = jax.lax.stop_gradient(metric)
     index = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
     free = real & (index >= protect)
@@ -105,18 +108,18 @@ def pitome(
         -jnp.concatenate([low, found], axis=1), axis=1, stable=True
     ).astype(jnp.int32)
     rank = jnp.argsort(ranked, axis=1).astype(jnp.int32)
-    sides = _sides(rule, ranked, jnp.sum(free, axis=1), budget.each, budget.most)
+    sides = _sides(rule, ranked, jnp.sum(free, axis=1), removal.each, removal.most)
     best, joined = best_matches(metric, sides)
     leaves = sides.from_ok & (best > -jnp.inf)
     among = ranks_among(best)
     if rule == "bsm":
-        leaves = leaves & (among < budget.each[:, None])
+        leaves = leaves & (among < removal.each[:, None])
     place = index
     if order == "official":
         place = _places(rule, rank, sides, among, seq)
         place = jnp.where(index < protect, index - seq, place)
     return plan_of(
-        sides, joined, leaves, place, seq - budget.most, real,
+        sides, joined, leaves, place, seq - removal.most, real,
         position=position, size=size,
     )  # fmt: skip
 

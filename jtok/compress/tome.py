@@ -31,6 +31,7 @@ def tome(
     *,
     remove: int | None = None,
     keep: float | None = None,
+    budget: int | None = None,
     protect: int = 0,
     valid: Bool[Array, "batch seq"] | None = None,
     order: Order = "official",
@@ -48,7 +49,8 @@ def tome(
       metric: `[batch, seq, dim]` what similarity is computed on, any scale.
       remove: tokens that leave, or
       keep: share of the tokens that stays, `remove = floor(n - n * keep)`; of at most
-        half of the unprotected tokens can leave.
+        half of the unprotected tokens can leave; or
+      budget: tokens that stay, if no more than half must leave.
       protect: first tokens that neither leave nor are joined (a class token is one,
         a distillation token another).
       valid: `[batch, seq]` bool; None lets all tokens be real.
@@ -77,23 +79,24 @@ def tome(
     real = check_metric(metric, protect, valid)
     batch, seq = real.shape
     # Protected tokens count where the two sides alternate, but not in the limit.
-    budget = budget_of(
-        real, protect, lambda count: count // 2, keep=keep, remove=remove
-    )
+    removal = budget_of(
+        real, protect, lambda count: count // 2,
+        keep=keep, remove=remove, budget=budget,
+    )  # fmt: skip
     index = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
     free = real & (index >= protect)
     sides = Sides(index[:, ::2], index[:, 1::2], free[:, ::2], free[:, 1::2])
     metric = jax.lax.stop_gradient(metric)
     best, joined = best_matches(metric, sides)
     rank = ranks_among(best)
-    leaves = (rank < budget.each[:, None]) & (best > -jnp.inf)
+    leaves = (rank < removal.each[:, None]) & (best > -jnp.inf)
     place = index
     if order == "official":
         even = index[:, ::2] if protect else rank
         place = place.at[:, ::2].set(even).at[:, 1::2].add(seq)
         place = jnp.where(index < protect, index - seq, place)
     return plan_of(
-        sides, joined, leaves, place, seq - budget.most, real,
+        sides, joined, leaves, place, seq - removal.most, real,
         position=position, size=size,
     )  # fmt: skip
 
