@@ -124,7 +124,7 @@ def claim_all(results: Results, report: Any) -> None:
       report: where they go.
     """
     whole, found, points = results.whole, results.found, results.points
-    quarter, ninth = results.budgets[1], results.budgets[-1]
+    quarter, ninth = results.budgets[-2:]
     full = np.array([100 * row["accuracy"] for row in whole])
     best = results.best
     claim = functools.partial(_difference, report)

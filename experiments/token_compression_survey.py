@@ -89,7 +89,8 @@ class Config:
     `asked` questions each. `keep` are the shares of visual tokens that are left;
     FastV and SparseVLM act before decoder layer `layer`. Each timing is the least of
     `repeats`. With `model`, a hub id or folder of a LLaVA, that one is asked the
-    questions of a file of POPE about pictures in the folder `images` instead.
+    questions of a file of POPE about pictures in the folder `images` instead. Of the
+    menu only `methods` are compared, if any are named.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -102,6 +103,7 @@ class Config:
     model: str = ""
     questions: str = ""
     images: str = ""
+    methods: tuple[str, ...] = ()
 
 
 PRESETS = {
@@ -111,7 +113,10 @@ PRESETS = {
             grid=6, objects=2, tower_layers=1, tower_width=32, layers=3, width=32,
             heads=2, crop=4, steps=4, batch=2, asked=2,
         ),
-        scenes=4, layer=1, repeats=1,
+        scenes=4, layer=1, repeats=1, keep=(1 / 4, 1 / 9),
+        methods=(
+            "average_pooling", "divprune", "fastv", "random", "uniform", "visionzip",
+        ),
     ),
     "small": Config(),
     "full": Config(
@@ -122,11 +127,11 @@ PRESETS = {
 }  # fmt: skip
 
 
-def cases() -> list[Case]:
+def cases(only: tuple[str, ...] = ()) -> list[Case]:
     """What is compared: the menu's methods for images that need no training."""
     found = []
     for name, method in methods(modality="image").items():
-        if method.trained:
+        if method.trained or (only and name not in only):
             continue
         if name == "fastv":
             found.append(Case("fastv (in the decoder)", method, "last", True))
@@ -151,13 +156,15 @@ def run(config: Config, report: Any) -> None:
       report: where the figures go.
     """
     if config.model:
-        whole, found, lm = survey_models.ask_llava(config, cases(), report)
+        whole, found, lm = survey_models.ask_llava(
+            config, cases(config.methods), report
+        )
         count, refused = 576, {}
     else:
         report.data("scenes", b"drawn by experiments.scenes", kind="synthetic")
         whole, found, refused, lm = _ask_scenes(config, report)
         count = config.scene.tokens
-    results = Results(config.layer, cases(), lm, whole, found, count)
+    results = Results(config.layer, cases(config.methods), lm, whole, found, count)
     rows = survey_claims.table(results)
     report.table("All methods", rows)
     report.table("Methods that need training", survey_models.untrained(config.scene))
@@ -184,7 +191,7 @@ def _ask_scenes(config: Config, report: Any) -> tuple[Any, ...]:
         model = dataclasses.replace(model, config=config.scene)
         trial = _trial(config, model, seed, timed=number == 0)
         whole.append(trial.whole())
-        for case in cases():
+        for case in cases(config.methods):
             for budget in _budgets(config):
                 try:
                     row = trial.measure(case, budget)
@@ -193,7 +200,7 @@ def _ask_scenes(config: Config, report: Any) -> tuple[Any, ...]:
                     continue
                 found.setdefault((case.label, budget), []).append(row)
         if number == 0:
-            trial.draw(cases(), _budgets(config), report)
+            trial.draw(cases(config.methods), _budgets(config), report)
     return whole, found, refused, lm
 
 
@@ -316,7 +323,7 @@ class Trial:
         """Pictures of what is kept of one scene, a row of them for each budget."""
         shown = {}
         for case in all_cases:
-            for budget in budgets[1:]:
+            for budget in budgets[-2:]:
                 try:
                     shown[case.label, budget] = self._plan(case, budget)
                 except ArgumentError:
