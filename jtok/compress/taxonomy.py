@@ -35,6 +35,15 @@ _OFFERED: dict[str, tuple[str, ...]] = {
     "2301.12597": ("qformer",),
     "2204.14198": ("perceiver",),
     "2406.16852": ("average_pooling",),
+    "2210.09461": ("tome",),
+    "2306.16009": ("adjacent",),
+    "2410.03051": ("tome",),
+    "2503.02175": ("divprune",),
+    "2411.15024": ("dycoke",),
+    "2403.06764": ("fastv",),
+    "2403.15388": ("prumerge", "prumerge_plus"),
+    "2412.04467": ("visionzip",),
+    "2410.04417": ("sparsevlm",),
 }
 
 
