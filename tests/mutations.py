@@ -1932,6 +1932,57 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/compress/test_survey_attention.py"
         "::test_clusters_by_hand_in_batches_of_other_sizes",
     ),
+    Mutation(
+        id="byproducts-columns-unnormalised",
+        slug="token_compression_survey",
+        path="jtok/ops/byproducts/reference.py",
+        before="share = jnp.broadcast_to(part_weight, total.shape) / total",
+        after="share = jnp.broadcast_to(part_weight, total.shape)",
+        killed_by="tests/ops/test_byproducts.py::test_everything_at_once",
+    ),
+    Mutation(
+        id="byproducts-blind-query-nan",
+        slug="token_compression_survey",
+        path="jtok/ops/byproducts/reference.py",
+        before="    best = jnp.where(best > -jnp.inf, best, 0.0)",
+        after="    pass",
+        killed_by="tests/ops/test_byproducts.py::"
+        "test_a_query_that_sees_nothing_gives_zeros",
+    ),
+    Mutation(
+        id="byproducts-rows-not-causal",
+        slug="token_compression_survey",
+        path="jtok/ops/byproducts/reference.py",
+        before="reach = at + key.shape[1] - seq",
+        after="reach = at + key.shape[1]",
+        killed_by="tests/ops/test_byproducts.py::test_everything_at_once",
+    ),
+    Mutation(
+        id="power-rows-unnormalised",
+        slug="aim",
+        path="jtok/ops/byproducts/reference.py",
+        before="mass / total)",
+        after="mass)",
+        killed_by="tests/ops/test_byproducts.py::"
+        "test_power_is_that_of_the_whole_matrix",
+    ),
+    Mutation(
+        id="columns-kernel-starts-late",
+        slug="token_compression_survey",
+        path="jtok/ops/byproducts/pallas_tpu.py",
+        before="first = jnp.maximum(j * shape.keys - shape.shift, 0)",
+        after="first = jnp.maximum(j * shape.keys + shape.shift, 0)",
+        killed_by="tests/ops/test_byproducts_kernel.py::"
+        "test_kernels_equal_xla[two tiles of queries]",
+    ),
+    Mutation(
+        id="energy-kernel-padding-is-near",
+        slug="pitome",
+        path="jtok/ops/energy/pallas_tpu.py",
+        before="value = jnp.where(real[0] > 0, value, 0.0)",
+        after="value = jnp.where(real[0] >= 0, value, 0.0)",
+        killed_by="tests/ops/test_energy.py::test_kernel_equals_xla_over_tiles",
+    ),
 )
 
 

@@ -34,6 +34,7 @@ SMALL = {
     "bfloat16, more tiles": small(
         1, 40, 300, 2, 1, "bfloat16", causal=True, temperature=0.5
     ),
+    "two tiles of queries": small(1, 150, 300, 1, 1, causal=True),
     "more queries than keys": small(seq=23, keys=9, causal=True),
     "one query": small(seq=1, kv_heads=1, causal=True),
 }

@@ -1,0 +1,1 @@
+"""Official implementations of compression, each run by another Python."""
