@@ -20,6 +20,7 @@ python -m experiments.run bench_compress --peer-python PYTHON --tome-path FOLDER
 import dataclasses
 import functools
 import itertools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -101,7 +102,7 @@ class Config:
     attention: tuple[int, ...] = (1024, 4096)
     heads: int = 12
     dtype: str = "float32"
-    rounds: int = 7
+    rounds: int = 5
     peer_python: str = ""
     tome_path: str = ""
     threads: int = 2
@@ -139,7 +140,11 @@ def run(config: Config, report: Any) -> None:
     ]
     report.table("Plan and merge beside one uncompressed block", plans)
     wholes, official = _models(config, report)
-    report.table(f"A model of {config.layers} layers, keep {config.keep}", wholes)
+    # Threads that wait for each other suffer from other work on the machine.
+    load = f"load {os.getloadavg()[0]:.1f}"
+    report.table(
+        f"A model of {config.layers} layers, keep {config.keep}, {load}", wholes
+    )
     beside = [
         _byproducts(seq, config)
         for seq in report.progress(config.attention, "attention")

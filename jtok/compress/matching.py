@@ -15,6 +15,8 @@ from jtok.ops.plan import Plan, join_plan
 
 __all__ = ["Removal", "Sides", "best_matches", "budget_of", "check_metric", "plan_of"]
 
+_BLOCK = 256  # sources that look at their targets at once, where there are many
+
 
 class Removal(NamedTuple):
     """How many tokens leave.
@@ -139,15 +141,46 @@ def best_matches(
     """
     unit = unit_rows(metric)
     pick = lambda at: jnp.take_along_axis(unit, at[..., None], axis=1)
+    sources, targets = pick(sides.source), pick(sides.target)
+
+    def match(some: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _best_of(some[0], targets, some[1], sides.to_ok)
+
+    batch, count = sides.source.shape
+    if count <= 2 * _BLOCK:
+        best, to = match((sources, sides.from_ok))
+    else:
+        blocks = -(-count // _BLOCK)
+
+        def cut(x: Array) -> Array:
+            """[b, sources, ..] -> [blocks, b, _BLOCK, ..]."""
+            pads = [
+                (0, blocks * _BLOCK - count if i == 1 else 0) for i in range(x.ndim)
+            ]
+            shape = (batch, blocks, _BLOCK, *x.shape[2:])
+            return jnp.moveaxis(jnp.pad(x, pads).reshape(shape), 1, 0)
+
+        joined = lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :count]
+        found = jax.lax.map(match, (cut(sources), cut(sides.from_ok)))
+        best, to = jax.tree.map(joined, found)
+    return best, jnp.take_along_axis(sides.target, to, axis=1).astype(jnp.int32)
+
+
+def _best_of(
+    sources: Array, targets: Array, from_ok: Array, to_ok: Array
+) -> tuple[Array, Array]:
+    """The largest allowed cosine of every source, and the first target that has it."""
     cosine = jnp.einsum(
-        "bsd,btd->bst", pick(sides.source), pick(sides.target),
-        precision=jax.lax.Precision.HIGHEST,
-    )  # fmt: skip
-    allowed = sides.from_ok[:, :, None] & sides.to_ok[:, None, :]
+        "bsd,btd->bst", sources, targets, precision=jax.lax.Precision.HIGHEST
+    )
+    allowed = from_ok[:, :, None] & to_ok[:, None, :]
     cosine = jnp.where(allowed, cosine, -jnp.inf)
     best = jnp.max(cosine, axis=-1)
-    to = jnp.argmax(cosine, axis=-1)
-    return best, jnp.take_along_axis(sides.target, to, axis=1).astype(jnp.int32)
+    # Two plain reductions are several times as fast as one arg-max of pairs.
+    count = cosine.shape[2]
+    index = jnp.arange(count, dtype=jnp.int32)[None, None]
+    first = jnp.where(cosine == best[..., None], index, count)
+    return best, jnp.minimum(jnp.min(first, axis=-1), count - 1)
 
 
 def plan_of(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jtok.compress import (
     grouped,
     linear_margins,
+    matching,
     pitome,
     random_merge,
     removal_schedule,
@@ -251,3 +252,16 @@ def test_counts_and_margins():
 def test_bad_input(call, said):
     with pytest.raises((ArgumentError, TypeError), match=said):
         call(metric_of(0))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_matches_in_blocks_are_those_of_all_at_once(monkeypatch, padded):
+    keys = jax.random.split(jax.random.key(3), 2)
+    # Few directions: many cosines are equal, and the lower index wins.
+    metric = jnp.round(jax.random.normal(keys[0], (2, 41, 3)))
+    valid = jnp.arange(41)[None] < jnp.array([[41], [30 if padded else 41]])
+    whole = tome(metric, keep=0.7, protect=1, valid=valid)
+    monkeypatch.setattr(matching, "_BLOCK", 4)
+    parts = tome(metric, keep=0.7, protect=1, valid=valid)
+    np.testing.assert_array_equal(parts.assign, whole.assign)
+    np.testing.assert_array_equal(parts.keep, whole.keep)
