@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from jtok import models
+from jtok.compress import pitome, schedule
 from jtok.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -282,6 +283,20 @@ def test_a_tower_is_loaded_with_its_compressor_and_jitted():
     whole = plain(model.replace(compress=None), golden_images("vit"))
     assert whole.hidden.shape == (2, 17, 32) and isinstance(whole, models.TowerOutput)
     assert np.abs(out.logits - whole.logits).max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["deit", "siglip_vision_model"])
+def test_schedules_act_and_leave_what_is_no_patch(family):
+    model = tiny_model(family=family)
+    fewer = schedule(pitome, keep=0.7)
+    out = plain(model.replace(compress=fewer), tiny_images())
+    first = model.config.prefix
+    counts = fewer.token_counts(first + 16, 2, prefix=first)
+    assert first + 16 > counts[1] > counts[2] == out.hidden.shape[1]
+    rows = np.asarray(out.plan.assign[:, :first])
+    sizes = np.take_along_axis(np.asarray(out.plan.size), rows, axis=1)
+    np.testing.assert_array_equal(sizes, np.ones((2, first)))
+    np.testing.assert_array_equal(out.plan.size.sum(1), first + 16)
 
 
 def test_gradients_reach_every_parameter():
