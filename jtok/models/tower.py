@@ -1,7 +1,8 @@
 """Towers: encoders of images, from pixels to one vector and labels.
 
-`Output.hidden` holds all tokens, first those of `TowerConfig.prefix`; `Output.logits`
-are labels of the image `[batch, labels]` where there is a head for them, else None.
+`Output.hidden` holds all tokens, first those of `TowerConfig.prefix` (after the last
+norm, but where `norm_pooled` keeps that for the pooled vector); `Output.logits` are
+labels of the image `[batch, labels]` where there is a head for them, else None.
 """
 
 import functools
