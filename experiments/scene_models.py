@@ -41,6 +41,7 @@ __all__ = [
     "Seen",
     "accuracy",
     "answer_logits",
+    "decoder_config",
     "encode",
     "prompt",
     "trained",
@@ -219,13 +220,26 @@ def accuracy(
 # Training ------------------------
 
 
+def decoder_config(config: SceneConfig) -> nn.DecoderConfig:
+    """The decoder's description.
+
+    Args:
+      config: of the whole model.
+
+    Returns:
+      `DecoderConfig`.
+    """
+    return nn.DecoderConfig(
+        vocab_size=NUM_IDS, width=config.width, num_layers=config.layers,
+        mlp_width=2 * config.width, head_dim=config.width // config.heads,
+        max_positions=1024, num_heads=config.heads, num_kv_heads=config.heads,
+    )  # fmt: skip
+
+
 def _new(config: SceneConfig) -> SceneModel:
     sizes: dict[str, Any] = {"num_heads": config.heads, "num_kv_heads": config.heads}
     wide, small = config.width, config.tower_width
-    lm = nn.DecoderConfig(
-        vocab_size=NUM_IDS, width=wide, num_layers=config.layers, mlp_width=2 * wide,
-        head_dim=wide // config.heads, max_positions=1024, tied=False, **sizes,
-    )  # fmt: skip
+    lm = decoder_config(config)
     tower = nn.DecoderConfig(
         vocab_size=1, width=small, num_layers=config.tower_layers, mlp_width=2 * small,
         head_dim=small // config.heads, max_positions=1 + config.tokens, tied=True,

@@ -34,6 +34,19 @@ PAPERS: tuple[Paper, ...] = (
             "AIM: Adaptive Inference of Multi-Modal LLMs via Token Merging and Pruning"
         ),
         arxiv="2412.03248",
+        symbols=(
+            "jtok.compress.AimScore",
+            "jtok.compress.LayerSchedule",
+            "jtok.compress.aim",
+            "jtok.compress.aim_importance",
+            "jtok.compress.kept_schedule",
+            "jtok.compress.merge_frames",
+            "jtok.compress.merge_to_grid",
+            "jtok.compress.prefill",
+            "jtok.compress.ramp_schedule",
+        ),
+        experiment="experiments.aim",
+        status="partial",
         claim="Video question answering keeps its score with 15% of the prefill FLOPs.",
     ),
     Paper(

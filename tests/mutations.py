@@ -46,6 +46,64 @@ class Mutation(NamedTuple):
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
+        id="aim-ramp-late",
+        slug="aim",
+        path="jtok/compress/depth.py",
+        before="left = (1 - Fraction(layer - first + 1, wide)",
+        after="left = (1 - Fraction(layer - first, wide)",
+        killed_by="tests/compress/test_depth.py::test_ramp_is_exact_and_falls",
+    ),
+    Mutation(
+        id="aim-fastv-floor",
+        slug="aim",
+        path="jtok/compress/depth.py",
+        before='{layer: 1 - drop}, rounding="half_even")',
+        after="{layer: 1 - drop})",
+        killed_by="tests/compress/test_depth.py::test_named_schedules",
+    ),
+    Mutation(
+        id="aim-mean-of-heads",
+        slug="aim",
+        path="jtok/compress/importance.py",
+        before="return jnp.sqrt(jnp.mean(flow * flow, axis=1))",
+        after="return jnp.mean(flow, axis=1)",
+        killed_by="tests/compress/test_aim_goldens.py::test_importance",
+    ),
+    Mutation(
+        id="aim-count-of-the-first-row",
+        slug="aim",
+        path="jtok/compress/prefill.py",
+        before="left = table[layer][ends]",
+        after="left = table[layer][ends[:1] + 0 * ends]",
+        killed_by="tests/compress/test_prefill.py::test_each_row_keeps_its_own_count",
+    ),
+    Mutation(
+        id="aim-position-of-new-tokens",
+        slug="aim",
+        path="jtok/compress/prefill.py",
+        before="offsets=jnp.stack(ends) + 1 - length[None],",
+        after="offsets=jnp.stack(used) - length[None],",
+        killed_by="tests/compress/test_prefill.py"
+        "::test_decoding_agrees_in_both_modes_with_trees_and_sampling",
+    ),
+    Mutation(
+        id="aim-mean-of-means",
+        slug="aim",
+        path="jtok/compress/frame_merging.py",
+        before="path, real = path.then(plan), plan.valid",
+        after="path, real = plan, plan.valid",
+        killed_by="tests/compress/test_depth.py"
+        "::test_frames_are_independent_and_scale_free",
+    ),
+    Mutation(
+        id="aim-rewind-below-the-loss",
+        slug="aim",
+        path="jtok/compress/pruned_cache.py",
+        before="bool(jnp.any(length < cache.floor))",
+        after="bool(jnp.any(length < 0))",
+        killed_by="tests/compress/test_prefill.py::test_bad_input",
+    ),
+    Mutation(
         id="data-env-last",
         slug="project",
         path="jtok/testing/data.py",

@@ -5,6 +5,15 @@ from jtok.compress.attention_scores import attention_scores
 from jtok.compress.baselines import random_tokens, uniform_tokens
 from jtok.compress.connected import internvl, mobilevlm, slam_asr, videollama2
 from jtok.compress.density import density_peaks
+from jtok.compress.depth import (
+    LayerSchedule,
+    fastv_schedule,
+    kept_schedule,
+    pyramid_schedule,
+    ramp_schedule,
+    stage_schedule,
+    vtw_schedule,
+)
 from jtok.compress.divprune import divprune, farthest_first
 from jtok.compress.dycoke import (
     Reselection,
@@ -15,13 +24,32 @@ from jtok.compress.dycoke import (
 )
 from jtok.compress.fastv import fastv, fastv_budget
 from jtok.compress.flops import Cost, flops
+from jtok.compress.frame_merging import (
+    MergedFrames,
+    aim,
+    frame_removals,
+    grid_positions,
+    merge_frames,
+    merge_to_grid,
+)
 from jtok.compress.frames import frame_pooling, frame_stacking
+from jtok.compress.importance import (
+    AimScore,
+    FirstTokensScore,
+    LastTokenScore,
+    RandomScore,
+    ReceivedScore,
+    ScoreView,
+    aim_importance,
+)
 from jtok.compress.interface import Budget, Compressed, Method, compress
 from jtok.compress.matryoshka import drawn_scale, matryoshka, matryoshka_budgets
 from jtok.compress.menu import methods
 from jtok.compress.pitome import pitome
+from jtok.compress.prefill import Pruned, prefill, spans_mask
 from jtok.compress.presets import mean_by_size, pitome_preset
 from jtok.compress.prumerge import outlier_share, prumerge, prumerge_plus
+from jtok.compress.pruned_cache import PrunedCache
 from jtok.compress.qformer_losses import (
     ImageTexts,
     caption_loss,
@@ -50,18 +78,30 @@ from jtok.compress.tome import grouped, random_merge, tome, uniform_merge
 from jtok.compress.visionzip import visionzip
 
 __all__ = [
+    "AimScore",
     "Budget",
     "Compressed",
     "Cost",
+    "FirstTokensScore",
     "ImageTexts",
+    "LastTokenScore",
+    "LayerSchedule",
+    "MergedFrames",
     "Method",
+    "Pruned",
+    "PrunedCache",
+    "RandomScore",
     "Raters",
+    "ReceivedScore",
     "Reselection",
     "Schedule",
+    "ScoreView",
     "SpectralDistance",
     "TaxonomyRow",
     "adaptive_pooling",
     "adjacent",
+    "aim",
+    "aim_importance",
     "attention_scores",
     "average_pooling",
     "bilinear_pooling",
@@ -77,18 +117,24 @@ __all__ = [
     "farthest_first",
     "fastv",
     "fastv_budget",
+    "fastv_schedule",
     "flops",
     "frame_pooling",
+    "frame_removals",
     "frame_stacking",
+    "grid_positions",
     "grouped",
     "internvl",
+    "kept_schedule",
     "linear_margins",
     "match_loss",
     "matryoshka",
     "matryoshka_budgets",
     "max_pooling",
     "mean_by_size",
+    "merge_frames",
     "merge_rounds",
+    "merge_to_grid",
     "methods",
     "mobilevlm",
     "outlier_share",
@@ -97,19 +143,24 @@ __all__ = [
     "pitome_preset",
     "pitome_tokens",
     "pllava",
+    "prefill",
     "prumerge",
     "prumerge_plus",
+    "pyramid_schedule",
     "qformer",
     "qformer_losses",
+    "ramp_schedule",
     "random_merge",
     "random_tokens",
     "removal_schedule",
     "reselect",
     "schedule",
     "slam_asr",
+    "spans_mask",
     "sparsevlm",
     "sparsevlm_counts",
     "spectral_distance",
+    "stage_schedule",
     "start_reselection",
     "taxonomy",
     "taxonomy_page",
@@ -122,6 +173,7 @@ __all__ = [
     "unshuffle",
     "videollama2",
     "visionzip",
+    "vtw_schedule",
     "windowed_qformer",
     "withdraw_layer",
 ]

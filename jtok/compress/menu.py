@@ -8,6 +8,7 @@ from jtok.compress.baselines import random_tokens, uniform_tokens
 from jtok.compress.divprune import divprune
 from jtok.compress.dycoke import dycoke
 from jtok.compress.fastv import fastv
+from jtok.compress.frame_merging import aim
 from jtok.compress.interface import Method
 from jtok.compress.menu_fixed import QUERY_METHODS, TRANSFORMATION_METHODS
 from jtok.compress.prumerge import prumerge, prumerge_plus
@@ -159,7 +160,20 @@ _QUERY = (
         source="Zhang et al. 2024, arXiv 2410.04417",
     ),
 )
+_FRAMES = (
+    Method(
+        name="aim",
+        family="similarity",
+        modalities=("image", "video"),
+        trained=False,
+        needs=(),
+        run=aim,
+        summary="Halves each frame by joining its most similar tokens, until it fits.",
+        source="Zhong et al. 2024, arXiv 2412.03248, section 3.1",
+    ),
+)
 _ROWS: tuple[Method, ...] = (
+    *_FRAMES,
     *_BASELINES,
     *TRANSFORMATION_METHODS,
     *_SIMILARITY,

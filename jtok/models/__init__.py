@@ -17,6 +17,7 @@ from jtok.models.families import FAMILIES, Family, family_of
 from jtok.models.foreign import TextCache, logits_target
 from jtok.models.generation_config import GenerationConfig
 from jtok.models.image_text import ImageText
+from jtok.models.layerwise import LayerOutput, embed_inputs, run_layer
 from jtok.models.llava import (
     ImageFeatures,
     connect,
@@ -54,6 +55,7 @@ __all__ = [
     "ImageFeatures",
     "ImageText",
     "Info",
+    "LayerOutput",
     "LayerView",
     "MambaCache",
     "Model",
@@ -75,6 +77,7 @@ __all__ = [
     "connect",
     "cut_layers",
     "embed_ids",
+    "embed_inputs",
     "encode",
     "family_of",
     "final_norm",
@@ -92,6 +95,7 @@ __all__ = [
     "pool",
     "pseudo_score",
     "relative_bias",
+    "run_layer",
     "run_segment",
     "save",
     "score",
