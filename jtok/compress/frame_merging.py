@@ -235,10 +235,10 @@ def aim(
     *,
     budget: int,
     valid: Bool[Array, "batch seq"] | None = None,
-    grid: tuple[int, int, int] | None = None,
     keys: Float[Array, "batch seq key_dim"] | None = None,
     position: Float[Array, "batch seq axes"] | None = None,
     order: Order = "source",
+    frames: int = 1,
 ) -> Compressed:
     """AIM's merging within each frame, halving until the budget is met.
 
@@ -247,27 +247,29 @@ def aim(
       budget: rows that come out, a multiple of the frames (static).
       valid: `[batch, seq]` bool; None lets all tokens be real. A frame with fewer real
         tokens than rows keeps them all.
-      grid: `(frames, height, width)`; None is one image.
       keys: `[batch, seq, key_dim]` what is compared; None compares `x`.
       position: `[batch, seq, axes]` of each token; None counts from 0.
       order: of the rows within a frame, see `tome`.
+      frames: of equally many tokens, that share the rows and never mix (static).
 
     Returns:
       `Compressed`.
 
     Raises:
-      ArgumentError: a budget out of range, or that frames do not share evenly.
+      ArgumentError: a budget out of range, or tokens or rows that frames do not share
+        evenly.
 
     Source: Zhong et al. 2024, arXiv 2412.03248, section 3.1.
 
     Example:
-      >>> aim(jnp.ones((1, 8, 2)), budget=4, grid=(2, 2, 2)).tokens.shape
+      >>> aim(jnp.ones((1, 8, 2)), budget=4, frames=2).tokens.shape
       (1, 4, 2)
     """
-    check_tokens(x, budget, valid, grid=grid)
+    check_tokens(x, budget, valid)
     batch, seq, _ = x.shape
     budget = check_budget(budget, seq)
-    frames = 1 if grid is None else grid[0]
+    good = frames >= 1 and seq % frames == 0
+    check(good, "frames", frames, f"a divisor of {seq}, the tokens")
     check(budget % frames == 0, "budget", budget, f"a multiple of {frames}, the frames")
 
     def cut(a: Any) -> Any:

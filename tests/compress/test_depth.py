@@ -129,7 +129,8 @@ def test_flops_of_the_paper():
         (lambda: frame_removals(9, halvings=-1), "halvings"),
         (lambda: merge_to_grid(jnp.ones((1, 6, 2)), (2, 2)), "grid"),
         (lambda: grid_positions(0, 1, 1), "frames"),
-        (lambda: aim(jnp.ones((1, 8, 2)), budget=3, grid=(2, 2, 2)), "budget"),
+        (lambda: aim(jnp.ones((1, 8, 2)), budget=3, frames=2), "budget"),
+        (lambda: aim(jnp.ones((1, 8, 2)), budget=3, frames=3), "frames"),
     ],
 )  # fmt: skip
 def test_bad_input(call, message):
@@ -233,7 +234,7 @@ def test_smaller_grid():
 
 def test_aim_as_a_method():
     x = jax.random.normal(jax.random.key(1), (2, 16, 3))
-    out = jax.jit(lambda x: compress(x, "aim", budget=8, grid=(2, 2, 4)))(x)
+    out = jax.jit(lambda x: compress(x, "aim", budget=8, frames=2))(x)
     one = jax.jit(lambda x: merge_frames(x, (4,), order="source").tokens)
     whole = one(x.reshape(4, 8, 3))
     np.testing.assert_allclose(out.tokens, whole.reshape(2, 8, 3), rtol=1e-6)

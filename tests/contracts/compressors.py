@@ -32,6 +32,7 @@ class Case(NamedTuple):
 
 CASES: dict[str, Case] = {
     "adjacent": Case(merges=True),
+    "aim": Case(merges=True),
     "divprune": Case(),
     "dycoke": Case(budget=20),  # two whole frames of five fit in
     "fastv": Case(),
