@@ -43,6 +43,7 @@ CLAIMS = (
     "merging_is_free",
     "merging_and_ramp_are_free",
     "pagerank_beats_random",
+    "pagerank_finds_the_object",
     "pagerank_near_last_token",
     "beats_fastv_at_equal_flops",
     "beats_vtw_at_equal_flops",
@@ -354,6 +355,8 @@ def _report_claims(found: list[Any], of: Any, gap: Any, report: Any) -> None:
     middle, late, early = (
         f"{name} ramp, PageRank" for name in ("middle", "late", "early")
     )
+    there = lambda name: np.array([v or 0.0 for v in of(name, "asked object kept")])
+    finds = there(middle) - there("middle ramp, random")
     for id_, claim, paper, values, op, bound, reason in (
         (
             "late_ramp_is_free", "accuracy lost by the late ramp",
@@ -379,7 +382,13 @@ def _report_claims(found: list[Any], of: Any, gap: Any, report: Any) -> None:
         (
             "pagerank_beats_random", "accuracy above random tokens, middle ramp",
             "importance chooses", gap(middle, "middle ramp, random"), ">", 0.0,
-            "the walk ends at the first tokens, whatever they hold",
+            "a model that reads all it needs in its first layer loses nothing by any "
+            "choice, or the walk ends at the first tokens, whatever they hold",
+        ),
+        (
+            "pagerank_finds_the_object", "how much oftener than a random choice the "
+            "middle ramp keeps the object that is asked about", "importance chooses",
+            finds, ">", 0.0, "the walk ends at the first tokens, whatever they hold",
         ),
         (
             "pagerank_near_last_token", "accuracy below the last token's attention",

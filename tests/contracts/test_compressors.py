@@ -98,7 +98,7 @@ def test_what_becomes_of_the_tokens(name):
             np.testing.assert_allclose(
                 position[row, at, 0], 2 * members.mean(), rtol=1e-5
             )
-            if "prumerge" not in name:
+            if "prumerge" not in name and name != "aim":  # means of means
                 mean = x[row, members].mean(0)
                 np.testing.assert_allclose(found.tokens[row, at], mean, atol=1e-5)
 
