@@ -336,6 +336,16 @@ PAPERS: tuple[Paper, ...] = (
         slug="pitome",
         title="Accelerating Transformers with Spectrum-Preserving Token Merging",
         arxiv="2405.16148",
+        symbols=(
+            "jtok.compress.pitome",
+            "jtok.compress.tome",
+            "jtok.compress.schedule",
+            "jtok.compress.pitome_preset",
+            "jtok.compress.flops",
+            "jtok.compress.spectral_distance",
+        ),
+        experiment="experiments.pitome",
+        status="partial",
         claim=(
             "Merging that protects isolated tokens saves 40-60% of FLOPs for 0.5% of "
             "accuracy."

@@ -2041,6 +2041,48 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="value = jnp.where(real[0] >= 0, value, 0.0)",
         killed_by="tests/ops/test_energy.py::test_kernel_equals_xla_over_tiles",
     ),
+    Mutation(
+        id="pitome-share-of-all-tokens",
+        slug="pitome",
+        path="jtok/compress/schedule.py",
+        before="gone = removed(seq if whole else free, keep)",
+        after="gone = removed(seq, keep)",
+        killed_by="tests/compress/test_presets.py::test_the_tower_of_llava",
+    ),
+    Mutation(
+        id="pitome-deit-rules-swapped",
+        slug="pitome",
+        path="jtok/compress/presets.py",
+        before='"deit": _Preset((0.75, 0.75), ("bsm", "all"), {}),',
+        after='"deit": _Preset((0.75, 0.75), ("all", "bsm"), {}),',
+        killed_by="tests/compress/test_stack_goldens.py::test_vit",
+    ),
+    Mutation(
+        id="pitome-pads-leave-in-official",
+        slug="pitome",
+        path="jtok/compress/schedule.py",
+        before="blind = view.replace(valid=jnp.ones_like(view.valid))",
+        after="blind = view.replace(valid=view.valid)",
+        killed_by="tests/compress/test_stack_goldens.py"
+        "::test_bert_with_padding_as_in_the_code",
+    ),
+    Mutation(
+        id="pitome-pool-counts-rows",
+        slug="pitome",
+        path="jtok/compress/presets.py",
+        before="weight = size.astype(jnp.float32) *",
+        after="weight = jnp.ones_like(size, jnp.float32) *",
+        killed_by="tests/compress/test_presets.py"
+        "::test_pooling_by_size_is_pooling_of_all_tokens",
+    ),
+    Mutation(
+        id="flops-keys-as-wide-as-queries",
+        slug="pitome",
+        path="jtok/compress/flops.py",
+        before="values = config.num_kv_heads * config.head_dim",
+        after="values = config.num_heads * config.head_dim",
+        killed_by="tests/compress/test_flops.py::test_the_figures_of_aim",
+    ),
 )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from jtok import nn
 from jtok.errors import ArgumentTypeError, check
 from jtok.models.checkpoint import place_params
+from jtok.models.compression import CompressedOutput
 from jtok.models.encoder_heads import head_features, init_head
 from jtok.models.families_heads import head_options
 from jtok.models.model import Model
@@ -59,6 +60,8 @@ def classify(
         mask = jnp.asarray(mask).astype(bool)
     out = model(inputs, mask=mask, positions=positions, logits="none")
     hidden = out.hidden
+    if isinstance(out, CompressedOutput):  # every token reads the row that it joined
+        hidden = out.plan.unmerge(hidden)
     if config.head == "sequence":
         how: Any = config.head_pooling
         hidden = pool(hidden, mask, how=how, model=model)
