@@ -202,8 +202,14 @@ def test_merged_images_make_shorter_prompts():
     made = features_of(model, images[:2], compress=Twins())
     _, again = with_images(model, prompts_of(1, each=16), made)
     np.testing.assert_array_equal(again[0], ids[0])
+
+
+@pytest.mark.medium
+def test_as_many_ids_of_images_as_there_are_vectors():
+    fewer = tiny_model(family="llava").replace(compress=Twins())
+    both = ImageText(jnp.asarray(prompts_of(1, each=16)), tiny_images(2))
     with pytest.raises(ArgumentError, match="32 ids of images., expected 16: 2 images"):
-        fewer(ImageText(jnp.asarray(prompts_of(1, each=16)), images[:2]))
+        fewer(both)
 
 
 def test_rows_that_a_method_left_empty_stand_in_no_prompt():

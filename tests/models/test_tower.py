@@ -233,9 +233,9 @@ def test_pairs_of_equal_patches_that_merge_change_nothing(family, last):
     twice = jnp.repeat(vectors, 2, axis=1)
     places = jnp.repeat(jnp.arange(8), 2)[None].repeat(2, 0)
     wanted = plain(model, twice, positions=places)
-    merges = model.replace(compress=Twins(last=last))
+    merges = model.replace(compress=Twins(last=last, pairs=5))
     merged, first = plain(merges, twice, positions=places), model.config.prefix
-    assert merged.hidden.shape[1] == first + 8
+    assert merged.hidden.shape[1] == first + 11
     assert_close(merged.pooled, wanted.pooled, atol=5e-5)
     if wanted.logits is not None:
         assert_close(merged.logits, wanted.logits, atol=5e-5)

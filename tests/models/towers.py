@@ -30,6 +30,7 @@ class Twins:
     proportional: bool = True
     restart: bool = False
     last: bool = False
+    pairs: int = 8
 
     def __call__(self, view):
         if view.layer:
@@ -37,6 +38,6 @@ class Twins:
         batch, seq, _ = view.x.shape
         index = jnp.broadcast_to(jnp.arange(seq)[None], (batch, seq))
         past = index - view.prefix
-        joins = jnp.where(past < 0, index, index - past % 2)
+        joins = index - jnp.where((past < 0) | (past >= 2 * self.pairs), 0, past % 2)
         order = jnp.where((past < 0) & self.last, index + seq, index)
-        return join_plan(joins, order, view.prefix + (seq - view.prefix) // 2)
+        return join_plan(joins, order, seq - self.pairs)
