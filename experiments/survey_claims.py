@@ -127,11 +127,16 @@ def claim_all(results: Results, report: Any) -> None:
     quarter, ninth = results.budgets[-2:]
     full = np.array([100 * row["accuracy"] for row in whole])
     best = results.best
+    seen = lambda at, *labels: (
+        f"right at {at} tokens: "
+        + ", ".join(f"{label} {points(label, at).mean():.1f} %" for label in labels)
+        + f"; with all {full.mean():.1f} %"
+    )
     claim = functools.partial(_difference, report)
     claim(
         "informative", "random tokens at the smallest budget lose much", "baselines",
         full - points("random", ninth), ">=", 20.0,
-        "the questions can be answered without the tokens of the objects",
+        seen(ninth, "random", "uniform"),
     )  # fmt: skip
     counts = [row["rows"] - at for (_, at), each in found.items() for row in each]
     report.claim(
@@ -139,16 +144,15 @@ def claim_all(results: Results, report: Any) -> None:
         paper="section 2: K is static", measured=int(np.abs(counts).max()),
         unit="rows", op="==", bound=0, n=len(counts),
     )  # fmt: skip
-    few = "objects are single patches: what is not kept can hardly be guessed"
     claim(
         "quarter", f"a method ({best(quarter)}) loses little at a quarter",
         "compression is nearly free down to a quarter",
-        full - points(best(quarter), quarter), "<=", 2.0, few,
+        full - points(best(quarter), quarter), "<=", 2.0, seen(quarter, best(quarter)),
     )  # fmt: skip
     claim(
         "ninth", f"a method ({best(ninth)}) loses little at a ninth",
         "1/9 of 576 tokens keeps about 94 % (VisionZip, DivPrune)",
-        full - points(best(ninth), ninth), "<=", 5.0, few,
+        full - points(best(ninth), ninth), "<=", 5.0, seen(ninth, best(ninth)),
     )  # fmt: skip
     reads, blind = best(ninth, inside=True), best(ninth, inside=False)
     claim(
@@ -156,24 +160,24 @@ def claim_all(results: Results, report: Any) -> None:
         f"{reads}, which sees the question, beats {blind}, which does not, at a ninth",
         "text-guided methods keep what is asked for",
         points(reads, ninth) - points(blind, ninth), ">=", 0.0,
-        "the tower marks all objects, and a ninth of the tokens has room for them",
+        seen(ninth, reads, blind) + ": a ninth has room for all objects of a scene",
     )  # fmt: skip
     claim(
         "attention", "class attention beats even spacing at a ninth",
         "attention ranks better than a uniform stride",
         points("class attention", ninth) - points("uniform", ninth), ">=", 5.0,
-        "the class token does not look at objects",
+        seen(ninth, "class attention", "column means", "uniform"),
     )  # fmt: skip
     claim(
         "diversity", "DivPrune beats even spacing at a ninth",
         "diversity covers rare things", points("divprune", ninth)
         - points("uniform", ninth), ">=", 5.0,
-        "background patches are as far from each other as objects are",
+        seen(ninth, "divprune", "uniform"),
     )  # fmt: skip
     claim(
         "averages", "averages of squares lose much at a ninth",
         "fixed pooling is content-blind", full - points("average_pooling", ninth),
-        ">=", 5.0, "averages still tell which object they hold",
+        ">=", 5.0, seen(ninth, "average_pooling"),
     )  # fmt: skip
     _position_claim(results.found, report)
     cost = lambda at: _cost(results, at).flops

@@ -11,6 +11,7 @@ _FAMILIES = {
     "baseline": "tab:gray", "similarity": "tab:blue", "attention": "tab:orange",
     "query": "tab:green", "transformation": "tab:purple", "": "black",
 }  # fmt: skip
+_MARKERS = "o^vs<>pP*hXdD"
 
 
 def overlay(axes: Any, image: np.ndarray, grid: int, plan: Any) -> None:
@@ -76,7 +77,9 @@ def kept(image: np.ndarray, grid: int, plans: Mapping[tuple[str, int], Any]) -> 
 
 
 def pareto(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Accuracy against FLOPs, one line a method; those that nothing beats are circled.
+    """Accuracy against FLOPs, one line a method, one colour a family.
+
+    Points that no other beats are circled.
 
     Args:
       rows: of the table.
@@ -88,15 +91,17 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Any:
 
     figure = matplotlib.figure.Figure(figsize=(9, 6))
     axes = figure.subplots()
-    for label in dict.fromkeys(row["method"] for row in rows):
+    for number, label in enumerate(dict.fromkeys(row["method"] for row in rows)):
         mine = sorted(
             (row["MFLOPs"], row["accuracy"], row["family"])
             for row in rows
             if row["method"] == label
         )
         x, y, family = zip(*mine, strict=True)
-        axes.plot(x, y, ".-", color=_FAMILIES[family[0]], linewidth=0.8, alpha=0.8)
-        axes.annotate(label, (x[0], y[0]), fontsize=6, ha="right")
+        axes.plot(
+            x, y, linewidth=0.8, alpha=0.8, markersize=4, label=label,
+            color=_FAMILIES[family[0]], marker=_MARKERS[number % len(_MARKERS)],
+        )  # fmt: skip
     better = lambda a, b: (
         a["MFLOPs"] <= b["MFLOPs"]
         and a["accuracy"] >= b["accuracy"]
@@ -107,11 +112,8 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Any:
         [row["MFLOPs"] for row in front], [row["accuracy"] for row in front], "o",
         markersize=9, fillstyle="none", color="black", label="nothing is better",
     )  # fmt: skip
-    for family, colour in _FAMILIES.items():
-        if family:
-            axes.plot([], [], color=colour, label=family)
     axes.set_xscale("log")
     axes.set_xlabel("MFLOPs of the decoder, a question")
     axes.set_ylabel("accuracy, %")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
