@@ -251,6 +251,9 @@ def test_clusters_by_hand_in_batches_of_other_sizes():
     assert set(np.asarray(rank)[0]) == set(range(5))
     with pytest.raises(ArgumentError, match="^clusters"):
         density_peaks(x, 21)
+    # Of two tokens that are the same the first is the denser one.
+    twins = jnp.asarray([[[0.0], [0.0], [3.0], [3.5]]])
+    assert density_peaks(twins, 2)[0].tolist() == [[0, 0, 2, 2]]
     same = density_peaks(jnp.ones((1, 6, 2)), 2)[0]
     assert same.tolist() == [[0, 1, 0, 0, 0, 0]]
 
