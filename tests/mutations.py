@@ -49,8 +49,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         id="aim-ramp-late",
         slug="aim",
         path="jtok/compress/depth.py",
-        before="left = (1 - Fraction(layer - first + 1, wide)",
-        after="left = (1 - Fraction(layer - first, wide)",
+        before="steps = (Fraction(layer - first + 1, wide)",
+        after="steps = (Fraction(layer - first, wide)",
         killed_by="tests/compress/test_depth.py::test_ramp_is_exact_and_falls",
     ),
     Mutation(

@@ -304,18 +304,19 @@ def _counts(
         check(counts is not None, "counts", None, "two numbers under jit")
         given: Any = counts
         return *given, 1
-    real, may = np.asarray(real), np.asarray(may)
-    check(real.any(1).all(), "mask", "a row without a token", "at least one in each")
-    last = real.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
-    good = not np.take_along_axis(may, last[:, None], 1).any()
+    there: Any = np.asarray(real)
+    free: Any = np.asarray(may)
+    check(there.any(1).all(), "mask", "a row without a token", "at least one in each")
+    last = there.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
+    good = not np.take_along_axis(free, last[:, None], 1).any()
     check(good, "prunable", "the last token of a prompt", "tokens before the last")
-    prunable, others = may.sum(1), (real & ~may).sum(1)
+    prunable, others = free.sum(1), (there & ~free).sum(1)
     found = int(prunable.max()), int(others.max())
     if counts is not None:
         fits = found[0] <= counts[0] and found[1] <= counts[1]
         check(fits, "counts", counts, f"at least {found}")
         found = counts
-    return *found, int(real.sum(1).min())
+    return *found, int(there.sum(1).min())
 
 
 @functools.partial(jax.jit, static_argnames="how")

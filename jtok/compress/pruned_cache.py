@@ -120,7 +120,7 @@ def pruned_target(config: nn.DecoderConfig, slots: Slots) -> Target:
     def step(
         params: PyTree, cache: PrunedCache, nodes: StepInput
     ) -> tuple[StepOutput, PrunedCache]:
-        inputs = nodes.ids if nodes.vectors is None else nodes.vectors
+        inputs: Any = nodes.ids if nodes.vectors is None else nodes.vectors
         first = nodes.positions + cache.offsets[0][:, None]
         x, gates = embed_inputs(params, config, inputs, first, gates=nodes.gates)
         pending = []

@@ -112,7 +112,8 @@ def run_layer(
     check(0 <= layer < most, "layer", layer, f"0 to {most - 1}")
     window = config.window(layer)
     if attend is None:
-        allow = core._allow(mask, *x.shape[:2], config.causal)
+        batch, seq = x.shape[:2]
+        allow = core._allow(mask, batch, seq, config.causal)
         where = core._Where(positions, allow, gates, None, None)
         among = core._attend(config, where, None, None, None, window)
     else:
