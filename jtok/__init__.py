@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jtok import classify as classify
     from jtok import compress as compress
     from jtok import decode as decode
     from jtok import embed as embed
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "classify",
     "compress",
     "decode",
     "embed",

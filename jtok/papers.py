@@ -232,6 +232,17 @@ PAPERS: tuple[Paper, ...] = (
         slug="lama",
         title="Low Rank Factorization for Compact Multi-Head Self-Attention",
         arxiv="1912.00835",
+        symbols=(
+            "jtok.nn.LamaPooler",
+            "jtok.nn.StructuredPooler",
+            "jtok.nn.bi_gru",
+            "jtok.classify.ClassifierConfig",
+            "jtok.classify.classifier_loss",
+            "jtok.classify.read_hidden",
+            "jtok.classify.word_weights",
+        ),
+        experiment="experiments.lama",
+        status="partial",
         claim=(
             "Low-rank attention pooling matches larger poolings with fewer parameters."
         ),

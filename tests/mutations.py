@@ -2083,6 +2083,73 @@ MUTATIONS: tuple[Mutation, ...] = (
         after="values = config.num_heads * config.head_dim",
         killed_by="tests/compress/test_flops.py::test_the_figures_of_aim",
     ),
+    Mutation(
+        id="lama-norm-over-words",
+        slug="lama",
+        path="jtok/nn/lama.py",
+        before="length = jnp.sum(jnp.square(z), axis=1, keepdims=True)",
+        after="length = jnp.sum(jnp.square(z), axis=2, keepdims=True)",
+        killed_by="tests/nn/test_lama.py::test_third_party_code",
+    ),
+    Mutation(
+        id="lama-mixes-what-it-weighs",
+        slug="lama",
+        path="jtok/nn/lama.py",
+        before="return attend_heads(scores * scale, values, real)",
+        after="return attend_heads(scores * scale, x, real)",
+        killed_by="tests/nn/test_lama.py::test_a_naive_double_loop",
+    ),
+    Mutation(
+        id="lama-scale-ignored",
+        slug="lama",
+        path="jtok/nn/lama.py",
+        before='scale = params.get("score_scale", self.score_scale)',
+        after="scale = self.score_scale",
+        killed_by="tests/nn/test_lama.py::test_the_scale_lifts_the_ceiling",
+    ),
+    Mutation(
+        id="poolers-mean-over-padding",
+        slug="lama",
+        path="jtok/nn/poolers.py",
+        before="count = jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]",
+        after="count = jnp.full((real.shape[0], 1), max(real.shape[1], 1))",
+        killed_by="tests/contracts/test_poolers.py::test_more_padding_changes_nothing",
+    ),
+    Mutation(
+        id="bi-gru-backward-reads-padding",
+        slug="lama",
+        path="jtok/nn/gru.py",
+        before="return jnp.where(real[:, None], new + update * (state - new), state)",
+        after="return new + update * (state - new)",
+        killed_by="tests/nn/test_gru.py"
+        "::test_both_directions_of_every_row_against_a_loop",
+    ),
+    Mutation(
+        id="bi-gru-reset-before-the-product",
+        slug="lama",
+        path="jtok/nn/gru.py",
+        before="new = jnp.tanh(gates[:, 2 * width :] + reset * own[:, 2 * width :])",
+        after="new = jnp.tanh(gates[:, 2 * width :] + own[:, 2 * width :])",
+        killed_by="tests/nn/test_gru.py::test_states_of_the_golden",
+    ),
+    Mutation(
+        id="classifier-words-are-mixed",
+        slug="lama",
+        path="jtok/classify/head.py",
+        before='params["pooler"], hidden, mask, scored=scored, context=context',
+        after='params["pooler"], hidden, mask, scored=None, context=context',
+        killed_by="tests/classify/test_texts.py"
+        "::test_outputs_and_gradients_of_the_reference",
+    ),
+    Mutation(
+        id="frozen-encoder-trains",
+        slug="lama",
+        path="jtok/classify/head.py",
+        before="hidden = jax.lax.stop_gradient(hidden)",
+        after="hidden = hidden * 1.0",
+        killed_by="tests/classify/test_texts.py"
+        "::test_a_frozen_encoder_gets_no_gradient",
+    ),
 )
 
 

@@ -102,6 +102,7 @@ from jtok.embed.lexinvariant import (
     lexinvariant_logits,
     lexinvariant_loss,
 )
+from jtok.embed.lexinvariant_storage import load_lexinvariant, save_lexinvariant
 from jtok.embed.lexinvariant_target import (
     lexinvariant_target,
 )
@@ -196,6 +197,7 @@ from jtok.embed.transplant import (
     transplant,
     transplant_record,
 )
+from jtok.embed.unit_generation import generate_units
 from jtok.embed.unit_lm import (
     init_units,
     unit_hidden,
@@ -311,6 +313,7 @@ __all__ = [
     "fitted_positions",
     "fitted_rows",
     "focus",
+    "generate_units",
     "generate_words",
     "global_weights",
     "hashed_ngrams",
@@ -338,6 +341,7 @@ __all__ = [
     "lexinvariant_target",
     "linear_map",
     "load_hypernetwork",
+    "load_lexinvariant",
     "load_words",
     "local_weights",
     "logits_by_tables",
@@ -379,6 +383,7 @@ __all__ = [
     "sample_language",
     "sampled_batch",
     "save_hypernetwork",
+    "save_lexinvariant",
     "save_words",
     "share_unseen",
     "solve_lookup",

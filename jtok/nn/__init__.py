@@ -11,6 +11,7 @@ from jtok.nn.connectors import (
 from jtok.nn.encoder import EncoderBlock, EncoderNorm, encoder_activation
 from jtok.nn.encoder_config import EncoderConfig
 from jtok.nn.experts import Experts, route
+from jtok.nn.gru import bi_gru, bi_gru_from_tensors, init_bi_gru
 from jtok.nn.hypernetwork import (
     Hypernetwork,
     HypernetworkConfig,
@@ -18,6 +19,7 @@ from jtok.nn.hypernetwork import (
     PieceMixerConfig,
 )
 from jtok.nn.joint_config import ClipConfig, LlavaConfig
+from jtok.nn.lama import LamaPooler, fold_context
 from jtok.nn.layers import Linear, Mlp, Norm, activation
 from jtok.nn.mamba import (
     MAMBA_SITES,
@@ -33,6 +35,14 @@ from jtok.nn.perceiver import (
     PerceiverConfig,
     PerceiverResampler,
     perceiver_from_tensors,
+)
+from jtok.nn.plain_poolers import LastPooler, MaxPooler, MeanPooler
+from jtok.nn.poolers import (
+    AdditivePooler,
+    Pooled,
+    Pooler,
+    StructuredPooler,
+    attention_penalty,
 )
 from jtok.nn.positions import rotary_frequencies, rotary_gain, rotate
 from jtok.nn.qformer import (
@@ -51,6 +61,7 @@ from jtok.nn.word_pooling import CausalBlock, PostNormLayer
 __all__ = [
     "MAMBA_SITES",
     "SITES",
+    "AdditivePooler",
     "Block",
     "CausalBlock",
     "ClipConfig",
@@ -62,17 +73,23 @@ __all__ = [
     "FrameConnector",
     "Hypernetwork",
     "HypernetworkConfig",
+    "LamaPooler",
+    "LastPooler",
     "Linear",
     "LlavaConfig",
     "MambaBlock",
     "MambaConfig",
     "MambaSteps",
+    "MaxPooler",
+    "MeanPooler",
     "Mlp",
     "Norm",
     "PerceiverConfig",
     "PerceiverResampler",
     "PieceMixer",
     "PieceMixerConfig",
+    "Pooled",
+    "Pooler",
     "PoolingConnector",
     "PostNormLayer",
     "QFormer",
@@ -81,13 +98,19 @@ __all__ = [
     "QFormerOutput",
     "SoundConfig",
     "SpaceTimeConnector",
+    "StructuredPooler",
     "TowerConfig",
     "UnshuffleConnector",
     "activation",
     "advance_mamba",
+    "attention_penalty",
+    "bi_gru",
+    "bi_gru_from_tensors",
     "causal_conv",
     "conv_history",
     "encoder_activation",
+    "fold_context",
+    "init_bi_gru",
     "init_qformer",
     "perceiver_from_tensors",
     "qformer_from_tensors",
