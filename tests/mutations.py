@@ -51,7 +51,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         path="jtok/compress/depth.py",
         before="steps = (Fraction(layer - first + 1, wide)",
         after="steps = (Fraction(layer - first, wide)",
-        killed_by="tests/compress/test_depth.py::test_ramp_is_exact_and_falls",
+        killed_by="tests/compress/test_depth.py::test_named_schedules",
     ),
     Mutation(
         id="aim-fastv-floor",
