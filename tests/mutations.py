@@ -148,7 +148,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         id="encoder-window-one-sided",
         slug="foundation",
-        path="jtok/models/encoder.py",
+        path="jtok/models/encoder_layers.py",
         before="near = jnp.abs(at[:, :, None] - at[:, None, :]) <= window",
         after="near = (at[:, :, None] - at[:, None, :]) <= window",
         killed_by="tests/models/test_encoder.py::test_outputs_of_transformers",
