@@ -111,13 +111,31 @@ class CompressibleModel(Model):
 
     compress: Any = struct.field(pytree_node=False, default=None)
 
-    def __call__(self, inputs: Any, **options: Any) -> Output:
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        positions: Any = None,
+        mask: Any = None,
+        bias: Any = None,
+        cache: Any = None,
+        taps: Any = None,
+        gates: Any = None,
+        logits: Any = "all",
+        compress: Any = "own",
+    ) -> Output:
         """Runs the model as `Model` does.
 
         Args:
           inputs: as `Model` takes them, or what this kind of model reads (images).
-          **options: those of `Model`, and `compress`: a `Compressor`, None for none;
-            without it the model's own.
+          positions: as all that follows, see `Model`.
+          mask: `[batch, seq]` True for real tokens.
+          bias: added to the attention scores.
+          cache: of models that have one.
+          taps: what to read and edit; with a compressor (site, layer) pairs.
+          gates: of adapters.
+          logits: which rows to read out.
+          compress: a `Compressor`, None for none, "own" for the model's own.
 
         Returns:
           `Output`; with a compressor `CompressedOutput`.
@@ -132,23 +150,21 @@ class CompressibleModel(Model):
           >>> model(jnp.array([[1, 2, 3]]), compress=None).hidden.shape
           (1, 3, 32)
         """
-        compress = options.pop("compress", self.compress)
-        check_compressor(compress)
-        taps = options.pop("taps", None)
-        taps = taps if isinstance(taps, Taps) else Taps(tuple(taps or ()))
-        given: dict[str, Any] = dict.fromkeys(
-            ("positions", "mask", "bias", "cache", "gates")
-        )
-        unknown = sorted(set(options) - {*given, "logits"})
-        if unknown:
-            raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+        own = isinstance(compress, str) and compress == "own"
+        used = self.compress if own else compress
+        check_compressor(used)
         return backbone_of(self.config).forward(
             self.params,
             self.config,
             inputs,
-            **{**given, "logits": "all", **options},
-            taps=taps,
-            compress=compress,
+            positions=positions,
+            mask=mask,
+            bias=bias,
+            cache=cache,
+            taps=taps if isinstance(taps, Taps) else Taps(tuple(taps or ())),
+            gates=gates,
+            logits=logits,
+            compress=used,
         )
 
 
