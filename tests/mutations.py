@@ -2150,6 +2150,59 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/classify/test_texts.py"
         "::test_a_frozen_encoder_gets_no_gradient",
     ),
+    Mutation(
+        id="sound-mask-one-frame-late",
+        slug="pitome",
+        path="jtok/models/sound.py",
+        before="heard[:, ::2].astype(bool)",
+        after="heard[:, 1::2].astype(bool)",
+        killed_by="tests/models/test_sound.py"
+        "::test_padding_changes_nothing_whatever_it_holds",
+    ),
+    Mutation(
+        id="sound-padding-enters-the-convolutions",
+        slug="pitome",
+        path="jtok/models/sound.py",
+        before="x = x if heard is None else",
+        after="x = x if heard is not None else",
+        killed_by="tests/models/test_sound.py"
+        "::test_padding_changes_nothing_whatever_it_holds",
+    ),
+    Mutation(
+        id="images-odd-black-after-the-picture",
+        slug="pitome",
+        path="jtok/models/image_pixels.py",
+        before='if compat == "pil" else (less, more)',
+        after='if compat == "torch" else (less, more)',
+        killed_by="tests/models/test_processors.py::test_pictures_of_transformers"
+        "[small]",
+    ),
+    Mutation(
+        id="images-not-wide-enough-against-aliasing",
+        slug="pitome",
+        path="jtok/models/image_resize.py",
+        before="max(step, 1.0)",
+        after="max(1.0, 1.0)",
+        killed_by="tests/models/test_processors.py::test_the_device_resizes_as_pillow",
+    ),
+    Mutation(
+        id="log-mel-of-the-batchs-loudest",
+        slug="pitome",
+        path="jtok/models/sound_processor.py",
+        before="jnp.max(logs, axis=(1, 2), keepdims=True)",
+        after="jnp.max(logs, axis=(0, 1, 2), keepdims=True)",
+        killed_by="tests/models/test_processors.py"
+        "::test_rows_of_sound_do_not_mix_and_thirty_seconds_have_3000_frames",
+    ),
+    Mutation(
+        id="prompts-count-of-another-picture",
+        slug="pitome",
+        path="jtok/models/prompt_images.py",
+        before="done += pictures",
+        after="done += 0",
+        killed_by="tests/models/test_processors.py"
+        "::test_merged_tokens_take_fewer_places",
+    ),
 )
 
 

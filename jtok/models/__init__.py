@@ -25,9 +25,11 @@ from jtok.models.llava import (
     vision_tower,
 )
 from jtok.models.llava_prompts import with_images
+from jtok.models.image_processor import ImageProcessor
 from jtok.models.mamba import MambaCache
 from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
 from jtok.models.paddle import from_paddle
+from jtok.models.prompt_images import ImagePrompts, PromptProcessor
 from jtok.models.prompt_vectors import num_vectors, with_vectors
 from jtok.models.pseudo import pseudo_score
 from jtok.models.scoring import Scores, encode, score
@@ -38,6 +40,7 @@ from jtok.models.segments import (
     run_segment,
     segment_config,
 )
+from jtok.models.sound_processor import SoundFrames, SoundProcessor, mel_filters
 from jtok.models.target import Info, StepInput, StepOutput, Target, model_target
 from jtok.models.tower_heads import CompressedTowerOutput, TowerOutput
 
@@ -54,14 +57,19 @@ __all__ = [
     "GenerationConfig",
     "ImageFeatures",
     "ImageText",
+    "ImageProcessor",
+    "ImagePrompts",
     "Info",
     "LayerOutput",
     "LayerView",
     "MambaCache",
     "Model",
     "Output",
+    "PromptProcessor",
     "Scores",
     "Segments",
+    "SoundFrames",
+    "SoundProcessor",
     "StepInput",
     "StepOutput",
     "Taps",
@@ -90,6 +98,7 @@ __all__ = [
     "logits_target",
     "masked_features",
     "masked_rows",
+    "mel_filters",
     "model_target",
     "num_vectors",
     "pool",
