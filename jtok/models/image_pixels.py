@@ -27,10 +27,8 @@ __all__ = [
 
 Size = tuple[tuple[str, int], ...]
 
-Pixels = (
-    UInt8[np.ndarray, "height width channels"]
-    | (Float[np.ndarray, "height width channels"])
-)
+# Height, width and channels are others in what comes out.
+Pixels = UInt8[np.ndarray, "_ _ _"] | Float[np.ndarray, "_ _ _"]
 _WHAT = "[height, width, 1, 3 or 4] pixels"
 
 

@@ -175,7 +175,7 @@ class ImageProcessor:
             numbers = numbers * 255
         if self.do_rescale:
             numbers = numbers * self.rescale_factor
-        x = numbers.astype(np.float32)
+        x: Any = numbers.astype(np.float32)
         if self.do_normalize:
             x = x - np.asarray(self.image_mean, np.float32)
             x = x / np.asarray(self.image_std, np.float32)
@@ -190,8 +190,7 @@ class ImageProcessor:
           images: `[batch, height, width, channels]` uint8.
 
         Returns:
-          `[batch, rows, columns, channels]` float32, as a call gives it but for
-          roundings that fall on the other side of a half.
+          `[batch, rows, columns, channels]` float32, as a call gives it.
 
         Raises:
           ArgumentError: other channels than the mean has, or `do_pad`.

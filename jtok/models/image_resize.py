@@ -33,6 +33,9 @@ _FILTERS: dict[int, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
 }  # fmt: skip
 
 
+_BITS = 22  # of Pillow's weights behind the point
+
+
 def resize_matrix(have: int, wanted: int, resample: int) -> Float[np.ndarray, "to of"]:
     """The linear map that resizes one axis.
 
@@ -42,20 +45,22 @@ def resize_matrix(have: int, wanted: int, resample: int) -> Float[np.ndarray, "t
       resample: Pillow's number of the filter, see `jtok.models.image_pixels.resize`.
 
     Returns:
-      `[wanted, have]` float32 whose rows sum to 1.
+      `[wanted, have]` float64 whose rows sum to 1.
     """
-    step, rows = have / wanted, np.zeros((wanted, have), np.float32)
-    centers = (np.arange(wanted) + 0.5) * step
+    # Sums and products in Pillow's order: what is equally near stays so.
+    step, rows = have / wanted, np.zeros((wanted, have))
     if resample == 0:
-        rows[np.arange(wanted), np.minimum(centers.astype(int), have - 1)] = 1
+        places = np.cumsum([0.5 * step, *[step] * (wanted - 1)])
+        rows[np.arange(wanted), np.minimum(places.astype(int), have - 1)] = 1
         return rows
+    centers = (np.arange(wanted) + 0.5) * step
     reach, weight = _FILTERS[resample]
     wide = max(step, 1.0)
     for row, center in zip(rows, centers):
         first = max(math.floor(center - reach * wide + 0.5), 0)
         last = min(math.floor(center + reach * wide + 0.5), have)
-        found = weight((np.arange(first, last) - center + 0.5) / wide)
-        row[first:last] = found / found.sum()
+        found = weight((np.arange(first, last) - center + 0.5) * (1 / wide))
+        row[first:last] = found * (1 / sum(found.tolist()))
     return rows
 
 
@@ -72,16 +77,20 @@ def resize_on_device(
       resample: as for `resize_matrix`.
 
     Returns:
-      float32. Of uint8 whole numbers from 0 to 255, rounded between the axes and at the
-      end as Pillow does; where its integers and these floats lie on both sides of a
-      half, one is 1 more than the other.
+      float32. Of uint8 whole numbers from 0 to 255: sums are of integers, and rounded
+      between the axes and at the end, as Pillow's are.
     """
-    x, whole = images.astype(jnp.float32), images.dtype == jnp.uint8
+    whole = images.dtype == jnp.uint8
+    x = images.astype(jnp.int32 if whole else jnp.float32)
     for axis, letters in ((2, "xw,bhwc->bhxc"), (1, "yh,bhxc->byxc")):
         have, wanted = x.shape[axis], size[axis - 1]
         if have == wanted:
             continue
-        matrix = jnp.asarray(resize_matrix(have, wanted, resample))
+        weights = resize_matrix(have, wanted, resample)
+        if whole:
+            weights = np.trunc(weights * 2**_BITS + np.copysign(0.5, weights))
+        matrix = jnp.asarray(weights, x.dtype)
         x = jnp.einsum(letters, matrix, x, precision=jax.lax.Precision.HIGHEST)
-        x = jnp.clip(jnp.floor(x + 0.5), 0, 255) if whole else x
-    return x
+        if whole:
+            x = jnp.clip((x + 2 ** (_BITS - 1)) >> _BITS, 0, 255)
+    return x.astype(jnp.float32)

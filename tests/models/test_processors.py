@@ -143,8 +143,7 @@ def test_the_device_resizes_as_pillow(resample, size):
     shape = (size[1], size[0])
     wanted = PIL.Image.fromarray(picture).resize(shape, PIL.Image.Resampling(resample))
     found = resize_on_device(jnp.asarray(picture)[None], size, resample)[0]
-    off = np.abs(np.asarray(wanted, np.float32) - found)
-    assert off.max() <= 1 and (off > 0).mean() < 0.003
+    np.testing.assert_array_equal(np.asarray(wanted), found)
 
 
 @pytest.mark.parametrize("name", ["clip", "small", "convnext", "deit"])
@@ -156,8 +155,7 @@ def test_a_batch_is_prepared_on_the_device(name, tmp_path):
         batch = np.stack([PICTURES["wide"], PICTURES["wide"][::-1]])
         found = jax.jit(processor.on_device)(jnp.asarray(batch))
         off = np.abs(np.asarray(found) - processor(batch))
-        assert found.shape == off.shape and (off > 1e-3).mean() < 0.003
-        assert off.max() < 0.03
+        assert found.shape == off.shape and off.max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -393,7 +391,6 @@ def test_files_of_sound(tmp_path):
         (np.full(900, np.nan), {}, ArgumentError, "not finite"),
         (np.zeros(16001), {}, ArgumentError, "got '1.00 s', expected at most 1 s"),
         (np.zeros(100), {"length": "longest"}, ArgumentError, "201 and more"),
-        (np.zeros(900), {"length": "short"}, ArgumentError, "length: got 'short'"),
         (np.zeros(900), {"sampling_rate": 8000}, ArgumentError, "resample the sound"),
     ],
 )
