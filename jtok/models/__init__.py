@@ -16,6 +16,7 @@ from jtok.models.encoder_heads import masked_features, masked_rows
 from jtok.models.families import FAMILIES, Family, family_of
 from jtok.models.foreign import TextCache, logits_target
 from jtok.models.generation_config import GenerationConfig
+from jtok.models.image_processor import ImageProcessor
 from jtok.models.image_text import ImageText
 from jtok.models.layerwise import LayerOutput, embed_inputs, run_layer
 from jtok.models.llava import (
@@ -25,7 +26,6 @@ from jtok.models.llava import (
     vision_tower,
 )
 from jtok.models.llava_prompts import with_images
-from jtok.models.image_processor import ImageProcessor
 from jtok.models.mamba import MambaCache
 from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
 from jtok.models.paddle import from_paddle
@@ -56,9 +56,9 @@ __all__ = [
     "Family",
     "GenerationConfig",
     "ImageFeatures",
-    "ImageText",
     "ImageProcessor",
     "ImagePrompts",
+    "ImageText",
     "Info",
     "LayerOutput",
     "LayerView",

@@ -143,7 +143,12 @@ def _as_rgb(pixels: Pixels) -> Pixels:
     return mixed.astype(pixels.dtype)
 
 
-def resize(pixels: Pixels, size: tuple[int, int], resample: int) -> Pixels:
+def resize(
+    pixels: Pixels,
+    size: tuple[int, int],
+    resample: int,
+    compat: Literal["pil", "torchvision"] = "pil",
+) -> Pixels:
     """Pixels of another size.
 
     Args:
@@ -153,13 +158,19 @@ def resize(pixels: Pixels, size: tuple[int, int], resample: int) -> Pixels:
       resample: Pillow's number of the filter: 0 nearest, 1 Lanczos, 2 bilinear,
         3 bicubic, 4 box, 5 Hamming. All but the first widen with the step when they
         shrink, against aliasing.
+      compat: which axis is first, as numbers are rounded after it: "torchvision" takes
+        the width, "pil" what Pillow takes (from version 13 on the height where it
+        shrinks much more).
 
     Returns:
       Pixels of that size.
     """
     shape, filter_ = (size[1], size[0]), PIL.Image.Resampling(resample)
     if pixels.dtype == np.uint8 and pixels.shape[-1] == 3:
-        return np.array(PIL.Image.fromarray(pixels).resize(shape, filter_))
+        image = PIL.Image.fromarray(pixels)
+        if compat == "torchvision":
+            image = image.resize((shape[0], image.height), filter_)
+        return np.array(image.resize(shape, filter_))
     # Channel by channel, as Pillow has floats of one only, and weighs by the fourth.
     planes = [
         np.array(PIL.Image.fromarray(plane).resize(shape, filter_))

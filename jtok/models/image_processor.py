@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped
 
 from jtok.errors import ArgumentTypeError, check
 from jtok.models.image_pixels import (
@@ -82,12 +82,14 @@ class ImageProcessor:
       image_mean: one number a channel, or one for all.
       image_std: as `image_mean`.
       compat: where an odd row or column of black goes: "pil" before the picture,
-        "torchvision" after it, as these two backends of `transformers` do.
+        "torchvision" after it, as these two backends of `transformers` do; and which
+        axis is resized first: "torchvision" takes the width, "pil" what Pillow takes.
       origin: the files it was read from.
 
     Source: the image processors of `transformers` 5. Their two backends differ in some
-    pixels by one step of 255; this is Pillow's. Differs: floats stand for 255 times
-    themselves, and are neither rounded before resizing nor scaled down twice.
+    pixels by one step of 255, two where pictures are transparent; this is Pillow's.
+    Differs: floats stand for 255 times themselves, and are neither rounded before
+    resizing nor scaled down twice.
 
     Example:
       >>> processor = ImageProcessor(size=(("height", 8), ("width", 8)))
@@ -167,7 +169,7 @@ class ImageProcessor:
             pixels = pad_to_square(pixels, color)
         for step, size in self._steps(*pixels.shape[:2]):
             if step == "resize":
-                pixels = resize(pixels, size, self.resample)
+                pixels = resize(pixels, size, self.resample, self.compat)
             else:
                 pixels = center_crop(pixels, size, self.compat)
         numbers = pixels.astype(np.float64)
@@ -182,7 +184,7 @@ class ImageProcessor:
         return x
 
     def on_device(
-        self, images: UInt8[Array, "batch height width channels"]
+        self, images: Shaped[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns channels"]:
         """Prepares a batch where it lies, under `jax.jit` too.
 
@@ -190,7 +192,8 @@ class ImageProcessor:
           images: `[batch, height, width, channels]` uint8.
 
         Returns:
-          `[batch, rows, columns, channels]` float32, as a call gives it.
+          `[batch, rows, columns, channels]` float32, as a call gives it. The width is
+          resized first: where Pillow takes the height, some values differ by one step.
 
         Raises:
           ArgumentError: other channels than the mean has, or `do_pad`.

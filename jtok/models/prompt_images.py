@@ -149,7 +149,7 @@ class PromptProcessor:
 
     def __call__(
         self,
-        texts: str | Sequence[str],
+        texts: str | Sequence[Any],
         images: Any = None,
         *,
         tokens_per_image: int | Sequence[int] | None = None,

@@ -82,9 +82,13 @@ def test_pictures_of_transformers(name, tmp_path):
         if name == "filter0":
             continue  # torch takes other neighbours where two are equally near
         # This backend rounds some pixels to the other side.
+        one = dataclasses.replace(processor, compat="torchvision")(PICTURES[which])[0]
         step = 1.0 if not processor.do_rescale else 1 / 255
         step /= min(processor.image_std) if processor.do_normalize else 1.0
         off = np.abs(one - other)
+        if which == "clear":  # it blends with white in whole numbers
+            assert off.max() < 2.01 * step
+            continue
         assert off.max() < 1.01 * step and (off > 1e-3).mean() < 0.02
 
 
@@ -108,6 +112,8 @@ def test_pictures_of_different_sizes_and_kinds(tmp_path):
     for same in (grey, grey[..., None], PIL.Image.fromarray(grey)):
         np.testing.assert_array_equal(processor(same), processor(grey))
     # A float picture is the same one but for what Pillow rounds.
+    processor = dataclasses.replace(processor, resample=2)  # does not overshoot
+    both = processor([wide, tall])
     near = processor((wide / 255).astype(np.float32))
     assert np.abs(near - both[:1]).max() < 0.02
     half = processor(jnp.asarray(wide / 255, jnp.bfloat16))
@@ -146,16 +152,21 @@ def test_the_device_resizes_as_pillow(resample, size):
     np.testing.assert_array_equal(np.asarray(wanted), found)
 
 
+@pytest.mark.parametrize("compat", ["pil", "torchvision"])
 @pytest.mark.parametrize("name", ["clip", "small", "convnext", "deit"])
-def test_a_batch_is_prepared_on_the_device(name, tmp_path):
-    for processor in (case_of(name, tmp_path), case_of(name, tmp_path)):
-        processor = dataclasses.replace(
-            processor, compat="pil" if processor.compat != "pil" else "torchvision"
-        )
-        batch = np.stack([PICTURES["wide"], PICTURES["wide"][::-1]])
-        found = jax.jit(processor.on_device)(jnp.asarray(batch))
-        off = np.abs(np.asarray(found) - processor(batch))
-        assert found.shape == off.shape and off.max() < 1e-5
+def test_a_batch_is_prepared_on_the_device(name, compat, tmp_path):
+    processor = dataclasses.replace(case_of(name, tmp_path), compat=compat)
+    batch = np.stack([PICTURES["wide"], PICTURES["wide"][::-1]])
+    found = jax.jit(processor.on_device)(jnp.asarray(batch))
+    np.testing.assert_allclose(found, processor(batch), atol=1e-5)
+
+
+def test_the_device_resizes_the_width_first(tmp_path):
+    pillow = case_of("deit", tmp_path)
+    other = dataclasses.replace(pillow, compat="torchvision")
+    found = np.asarray(pillow.on_device(jnp.asarray(PICTURES["tall"])[None]))
+    np.testing.assert_allclose(found, other(PICTURES["tall"]), atol=1e-5)
+    assert np.abs(found - pillow(PICTURES["tall"])).max() < 2.01 / 255
 
 
 @pytest.mark.parametrize(
