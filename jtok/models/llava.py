@@ -188,7 +188,8 @@ def vision_tower(model: core.Model) -> CompressibleModel:
       model: LLaVA or CLIP.
 
     Returns:
-      `CompressibleModel` on images, with the compressor and the processor of `model`.
+      `CompressibleModel` on images, with the compressor of `model` and what prepares
+      its images.
 
     Raises:
       ArgumentTypeError: another kind of model.
@@ -205,8 +206,9 @@ def vision_tower(model: core.Model) -> CompressibleModel:
         kind = type(model if config is None else config).__name__
         raise ArgumentTypeError(f"model: got a {kind}, expected LLaVA or CLIP.")
     own = getattr(model, "compress", None)
+    images = getattr(model.processor, "images", model.processor)
     return CompressibleModel(
-        model.params["vision"], config.vision, processor=model.processor, compress=own
+        model.params["vision"], config.vision, processor=images, compress=own
     )
 
 

@@ -17,6 +17,7 @@ _PICTURES = (
     "clip_vision_model",
     "deit",
     "dinov2",
+    "dinov2_with_registers",
     "llava",
     "siglip",
     "siglip_vision_model",

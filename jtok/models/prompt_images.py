@@ -300,13 +300,24 @@ def read_prompts(
         prompts = PromptProcessor(images=images, vocabulary=words, **made)
     except ArgumentError as error:
         raise CheckpointError(f"{fields.where}: {error}") from error
+    said, own = _image_id(model), prompts.image_token_id
+    if said is not None and said != own:
+        raise CheckpointError(
+            f"{fields.where}: the image token {prompts.image_token!r} has id {own}, "
+            f"but {said!r} in config.json."
+        )
     was = Origin(name=NAMES[1]).of(_fields_of(prompts))
     return dataclasses.replace(prompts, origin=was)
 
 
+def _image_id(model: Mapping[str, Any]) -> Any:
+    """The id that the model's configuration names."""
+    return model.get("image_token_index", model.get("image_token_id"))
+
+
 def _image_token(model: Mapping[str, Any], words: Vocabulary) -> str:
     """The text of the id that the model's configuration names."""
-    found = model.get("image_token_index", model.get("image_token_id"))
+    found = _image_id(model)
     known = isinstance(found, int) and 0 <= found < words.size
     token = words.token_bytes[found] if known else b""
     return token.decode(errors="replace") or "<image>"
