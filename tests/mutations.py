@@ -2164,7 +2164,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         slug="pitome",
         path="jtok/models/sound.py",
         before="x = x if heard is None else",
-        after="x = x if heard is not None else",
+        after="x = x if True else",
         killed_by="tests/models/test_sound.py"
         "::test_padding_changes_nothing_whatever_it_holds",
     ),
