@@ -48,7 +48,7 @@ def dynamic_prompts(
       ...     piece_mean_rows(rows, pad_id=0), pad_id=0)
       >>> reader, prompts = dynamic_prompts(model, made, own_ids=280)
       >>> [id_ >= 280 for id_ in prompts[0].tolist()]
-      [False, True, False]
+      [True, False, False]
     """
     size = model.config.vocab_size
     check(0 <= own_ids <= size, "own_ids", own_ids, f"0 to {size}, the vocabulary")
