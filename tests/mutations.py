@@ -84,7 +84,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         before="offsets=jnp.stack(ends) + 1 - length[None],",
         after="offsets=jnp.stack(used) - length[None],",
         killed_by="tests/compress/test_prefill.py"
-        "::test_decoding_agrees_in_both_modes_with_trees_and_sampling",
+        "::test_decoding_is_the_prefill_of_a_longer_prompt",
     ),
     Mutation(
         id="aim-mean-of-means",
@@ -2046,8 +2046,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         slug="pitome",
         path="jtok/compress/schedule.py",
         before="gone = removed(seq if whole else free, keep)",
-        after="gone = removed(seq, keep)",
-        killed_by="tests/compress/test_presets.py::test_the_tower_of_llava",
+        after="gone = removed(free, keep)",
+        killed_by="tests/compress/test_schedule.py::test_counts_of_every_layer",
     ),
     Mutation(
         id="pitome-deit-rules-swapped",

@@ -43,9 +43,9 @@ def view_of(layer=0, seq=SEQ, prefix=1, real=None, num_layers=LAYERS):
 
 
 COUNTS = {
-    # floor(n - n * keep) of the 20, 18, 16 tokens behind the prefix
-    "ratio": (schedule(pitome, keep=0.9), (21, 19, 18, 17)),
-    "whole": (schedule(tome, keep=0.9, whole=True), (21, 19, 18, 17)),
+    # floor(n - n * keep) of the 20, 16, 13 tokens behind the prefix, or of 21, 16, 13
+    "ratio": (schedule(pitome, keep=0.76), (21, 17, 14, 11)),
+    "whole": (schedule(tome, keep=0.76, whole=True), (21, 16, 13, 10)),
     "ratios": (schedule(tome, keep=(0.5, 1.0, 0.75)), (21, 11, 11, 9)),
     "constant": (schedule(tome, remove=4), (21, 17, 13, 9)),
     "clamped": (schedule(tome, remove=9), (21, 12, 7, 4)),
