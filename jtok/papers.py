@@ -450,7 +450,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.compress.withdraw_layer",
         ),
         experiment="experiments.token_compression_survey",
-        status="partial",
+        status="works",
         claim=(
             "Four families of compression under one interface, compared at equal "
             "budgets."
