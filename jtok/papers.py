@@ -46,7 +46,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.compress.ramp_schedule",
         ),
         experiment="experiments.aim",
-        status="partial",
+        status="works",
         claim="Video question answering keeps its score with 15% of the prefill FLOPs.",
     ),
     Paper(
@@ -242,7 +242,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.classify.word_weights",
         ),
         experiment="experiments.lama",
-        status="partial",
+        status="works",
         claim=(
             "Low-rank attention pooling matches larger poolings with fewer parameters."
         ),
@@ -356,7 +356,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.compress.spectral_distance",
         ),
         experiment="experiments.pitome",
-        status="partial",
+        status="works",
         claim=(
             "Merging that protects isolated tokens saves 40-60% of FLOPs for 0.5% of "
             "accuracy."
