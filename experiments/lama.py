@@ -411,12 +411,13 @@ def _report_heads(config: Config, data: Labelled, report: Any) -> None:
         row.pop("seconds of training")
     report.table("on a frozen encoder", rows)
     gap, interval = _gap(found, "lama", "structured")
+    first = config.head_poolings[0]
     report.claim(
         "frozen_encoder", "on frozen states lama is at most a point behind structured",
         paper="not in the paper", measured=gap, unit="points of accuracy", op=">=",
         bound=-1.0, ci95=interval, n=len(config.seeds),
-        reason=f"It is {-gap:.2f} points behind; the mean reads "
-        f"{100 * float(np.mean(found['mean']['accuracy'])):.1f} % where chance is "
+        reason=f"It is {-gap:.2f} points behind; {first} reads "
+        f"{100 * float(np.mean(found[first]['accuracy'])):.1f} % where chance is "
         f"{100 / data.classes:.0f}: so little says this encoder.",
     )  # fmt: skip
 
