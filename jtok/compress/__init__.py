@@ -4,6 +4,7 @@ from jtok.compress.adjacent import adjacent
 from jtok.compress.attention_scores import attention_scores
 from jtok.compress.baselines import random_tokens, uniform_tokens
 from jtok.compress.connected import internvl, mobilevlm, slam_asr, videollama2
+from jtok.compress.debug import checked
 from jtok.compress.density import density_peaks
 from jtok.compress.depth import (
     LayerSchedule,
@@ -106,6 +107,7 @@ __all__ = [
     "average_pooling",
     "bilinear_pooling",
     "caption_loss",
+    "checked",
     "compress",
     "contrast_loss",
     "deco",
