@@ -196,9 +196,9 @@ def merge_to_grid(
     Source: the Qwen2-VL part of arXiv 2412.03248's code: two halvings, then the rest.
 
     Example:
-      >>> tokens, grid = merge_to_grid(jnp.ones((1, 15, 2)), (3, 5))
+      >>> tokens, grid = merge_to_grid(jnp.ones((1, 6, 2)), (2, 3))
       >>> tokens.shape, grid
-      ((1, 2, 2), (1, 2))
+      ((1, 1, 2), (1, 1))
     """
     height, width = grid
     count = x.shape[1]

@@ -45,8 +45,8 @@ def merge_rounds(
 
     Example:
       >>> x = jax.random.normal(jax.random.key(0), (1, 9, 4))
-      >>> merge_rounds(x, tome, 2).num_rows
-      2
+      >>> merge_rounds(x, tome, 5).num_rows
+      5
     """
     real = check_tokens(metric, budget, valid)
     batch, seq = real.shape
@@ -91,7 +91,7 @@ def tome_tokens(
       rounds.
 
     Example:
-      >>> tome_tokens(jnp.ones((1, 9, 2)), budget=2).size.sum().item()
+      >>> tome_tokens(jnp.ones((1, 9, 2)), budget=5).size.sum().item()
       9.0
     """
     metric = x if keys is None else keys
@@ -134,7 +134,7 @@ def pitome_tokens(
       rounds.
 
     Example:
-      >>> pitome_tokens(jnp.ones((1, 9, 2)), budget=2).size.sum().item()
+      >>> pitome_tokens(jnp.ones((1, 9, 2)), budget=5).size.sum().item()
       9.0
     """
     metric = x if keys is None else keys

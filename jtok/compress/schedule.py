@@ -258,8 +258,9 @@ def schedule(
     Example:
       >>> from jtok.testing import tiny_model
       >>> model = tiny_model(family="bert")
-      >>> out = model(jnp.ones((1, 21), int), compress=schedule(pitome, keep=0.9))
-      >>> out.hidden.shape
+      >>> merging = schedule(pitome, keep=0.9)
+      >>> run = jax.jit(lambda ids: model(ids, compress=merging).hidden)
+      >>> run(jnp.ones((1, 21), int)).shape
       (1, 18, 32)
     """
     methods = tuple(method) if isinstance(method, Sequence) else method
