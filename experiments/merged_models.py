@@ -66,7 +66,7 @@ def _logits(
 ) -> Array:
     """Classes read off the mean over all tokens, however many rows are left."""
     x = inputs @ params["patch"] if inputs.ndim == 3 else inputs
-    model = models.CompressibleModel(params["encoder"], config)
+    model = models.Model(params["encoder"], config)
     out = model(x, mask=mask, compress=compress, logits="none")
     size, valid = jnp.ones(mask.shape), mask
     if isinstance(out, models.CompressedOutput):

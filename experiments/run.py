@@ -11,6 +11,7 @@ python -m experiments.run --all --preset smoke
 import argparse
 import contextlib
 import dataclasses
+import gc
 import importlib
 import importlib.util
 import json
@@ -263,8 +264,21 @@ def _run_all(entries: Mapping[str, Entry], options: argparse.Namespace) -> int:
     with _mesh(options.mesh):
         for slug in sorted(entries, key=lambda slug: (slug != "pretrain", slug)):
             failed += not _run_one(entries[slug], preset, options)
+            _forget_compiled()
     print(f"{len(entries) - failed} of {len(entries)} experiments passed")
     return FAILURE if failed else 0
+
+
+def _forget_compiled() -> None:
+    """Lets go of what was compiled.
+
+    Each such function maps memory some times, and Linux gives a process 65,530 mappings:
+    beyond them the compiler crashes.
+    """
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 def _run_one(entry: Entry, preset: str, options: argparse.Namespace) -> bool:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from jtok.compress.matching import removed
 from jtok.compress.schedules import removal_schedule
 from jtok.errors import check, near
-from jtok.models.compression import LayerView, check_compressor
+from jtok.models.compressor import LayerView, check_compressor
 from jtok.ops.plan import Plan, join_plan
 
 __all__ = ["Schedule", "schedule"]

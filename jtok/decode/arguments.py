@@ -30,9 +30,12 @@ PyTree = Any
 
 
 def encode_prompts(
-    prompts: Any, vocabulary: Any, vocab_size: int
+    prompts: Any, vocabulary: Any, vocab_size: int, vectors: range = range(0)
 ) -> tuple[list[np.ndarray], bool]:
-    """Ids of every prompt, and whether there was a single one."""
+    """Ids of every prompt, and whether there was a single one.
+
+    Beside the vocabulary's, `vectors` are ids, see `jtok.models.vector_ids`.
+    """
     if not hasattr(prompts, "__len__"):
         raise ArgumentTypeError(
             f"prompts: got {type(prompts).__name__}, expected text or ids, or a list "
@@ -66,7 +69,8 @@ def encode_prompts(
                 f"prompts: prompt {index} has shape {ids.shape} and dtype {ids.dtype}, "
                 "expected text or a flat sequence of integer ids."
             )
-        for extreme in (ids.min(), ids.max()):
+        tokens = ids[(ids < vectors.start) | (ids >= vectors.stop)]
+        for extreme in (tokens.min(), tokens.max()) if tokens.size else ():
             check_id(f"prompts[{index}]", int(extreme), vocab_size)
         rows.append(ids.astype(np.int32))
     return rows, single

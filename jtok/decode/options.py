@@ -30,7 +30,7 @@ from jtok.decode.sessions import Session, reuse
 from jtok.decode.stops import StopStrings
 from jtok.decode.types import Drafter, Proposal, Sampling, Tokens
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
-from jtok.models import Model, Target, model_target, num_vectors, split_layers
+from jtok.models import Model, Target, model_target, split_layers, vector_ids
 from jtok.models.checkpoint import place_params
 from jtok.ops import Tree, row_keys
 from jtok.ops.penalties import Penalties
@@ -151,7 +151,8 @@ def prepare(
         model, options.params, options.vocabulary, drafter
     )
     vocab_size = target.info.vocab_size
-    rows, single = encode_prompts(prompts, vocabulary, vocab_size + num_vectors(params))
+    vectors = vector_ids(params, vocab_size)
+    rows, single = encode_prompts(prompts, vocabulary, vocab_size, vectors)
     count = len(rows)
     budgets = per_row("max_new_tokens", options.max_new_tokens, count, int)
     check(min(budgets) > 0, "max_new_tokens", options.max_new_tokens, "at least 1")

@@ -5,7 +5,7 @@ import numpy as np
 
 from jtok.embed.dynamic import DynamicInputs
 from jtok.errors import check
-from jtok.models import Model, with_vectors
+from jtok.models import Model, vector_ids, with_vectors
 
 __all__ = ["dynamic_prompts"]
 
@@ -31,7 +31,7 @@ def dynamic_prompts(
       The model with the rows, and for each prompt `[tokens]` int32 ids.
 
     Raises:
-      ArgumentError: vectors of another width, a model with such rows already, or
+      ArgumentError: vectors of another width, a model with vectors already, or
         `own_ids` outside of its vocabulary.
 
     Source: arXiv 2411.18553v1, section 3.3. Differs: what came before is cached, where
@@ -60,6 +60,8 @@ def dynamic_prompts(
     places = np.array([first[int(id_)] for id_ in made])
     rows = inputs.vectors.reshape(-1, inputs.vectors.shape[-1])[jnp.asarray(places)]
     slot = np.searchsorted(made, ids)
-    new = np.where(ids >= own_ids, size + slot, ids).astype(np.int32)
+    new = np.where(
+        ids >= own_ids, vector_ids(model.params, size).start + slot, ids
+    ).astype(np.int32)
     prompts = [row[real] for row, real in zip(new, ids >= 0, strict=True)]
     return with_vectors(model, rows), prompts

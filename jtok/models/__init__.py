@@ -5,12 +5,8 @@ from jtok.models.cache import Cache, commit, init_cache
 from jtok.models.checkpoint import abstract, config_from, init, load, save
 from jtok.models.classify import add_classifier, classify, pool
 from jtok.models.clip import ClipOutput, image_embeddings, text_embeddings
-from jtok.models.compression import (
-    CompressedOutput,
-    CompressibleModel,
-    Compressor,
-    LayerView,
-)
+from jtok.models.compression import CompressedOutput
+from jtok.models.compressor import Compressor, LayerView
 from jtok.models.encoder import Segments, relative_bias
 from jtok.models.encoder_heads import masked_features, masked_rows
 from jtok.models.families import FAMILIES, Family, family_of
@@ -30,7 +26,7 @@ from jtok.models.mamba import MambaCache
 from jtok.models.model import Model, Output, Taps, split_layers, stack_layers
 from jtok.models.paddle import from_paddle
 from jtok.models.prompt_images import ImagePrompts, PromptProcessor
-from jtok.models.prompt_vectors import num_vectors, with_vectors
+from jtok.models.prompt_vectors import vector_ids, with_vectors
 from jtok.models.pseudo import pseudo_score
 from jtok.models.scoring import Scores, encode, score
 from jtok.models.segments import (
@@ -51,7 +47,6 @@ __all__ = [
     "ClipOutput",
     "CompressedOutput",
     "CompressedTowerOutput",
-    "CompressibleModel",
     "Compressor",
     "Family",
     "GenerationConfig",
@@ -100,7 +95,6 @@ __all__ = [
     "masked_rows",
     "mel_filters",
     "model_target",
-    "num_vectors",
     "pool",
     "pseudo_score",
     "relative_bias",
@@ -112,6 +106,7 @@ __all__ = [
     "split_layers",
     "stack_layers",
     "text_embeddings",
+    "vector_ids",
     "vision_tower",
     "with_images",
     "with_vectors",

@@ -12,6 +12,22 @@ __all__ = ["Backbone", "backbone_of"]
 PyTree = Any
 
 
+def _no_cache(config: Any, batch: int, capacity: int) -> Any:
+    del batch, capacity
+    raise ArgumentTypeError(
+        f"model: got one of the family {config.family!r}, which looks both ways and "
+        "reads its whole input at once, expected a model with a cache."
+    )
+
+
+def _no_target(config: Any, read: Any = ()) -> Any:
+    del read
+    raise ArgumentTypeError(
+        f"model: got one of the family {config.family!r}, which does not decode, "
+        "expected a causal model with an unembedding."
+    )
+
+
 class Backbone(NamedTuple):
     """One kind of model, as pure functions that `Model`, `init` and decoding call.
 
@@ -28,17 +44,17 @@ class Backbone(NamedTuple):
       forward: `(params, config, inputs, *, positions, mask, bias, cache, taps, gates,
         logits) -> Output`. What has no meaning for the kind is refused by the
         argument's name.
-      init_cache: `(config, batch, capacity) -> cache`, empty.
+      init_cache: `(config, batch, capacity) -> cache`, empty; refuses where the kind
+        looks both ways and reads its whole input at once.
       target: `(config, read) -> Target`, where `read` are (site, layer) pairs; equal
-        arguments give the same functions.
-      compresses: whether `forward` also takes `compress`, so that models of this kind
-        are `CompressibleModel`s.
+        arguments give the same functions. Refuses likewise.
+      compresses: whether `forward` also takes `compress`; others refuse it.
     """
 
     init_params: Callable[..., PyTree]
     forward: Callable[..., Any]
-    init_cache: Callable[..., PyTree]
-    target: Callable[..., Any]
+    init_cache: Callable[..., PyTree] = _no_cache
+    target: Callable[..., Any] = _no_target
     compresses: bool = False
 
 
@@ -97,29 +113,21 @@ def _backbones() -> dict[type, Backbone]:
         nn.EncoderConfig: Backbone(
             encoder.init_params,
             encoder.forward,
-            encoder.init_cache,
-            encoder.target,
             compresses=True,
         ),
         nn.SoundConfig: Backbone(
             sound.init_params,
             sound.forward,
-            encoder.init_cache,
-            encoder.target,
             compresses=True,
         ),
         nn.TowerConfig: Backbone(
             tower.init_params,
             tower.forward,
-            tower.init_cache,
-            tower.target,
             compresses=True,
         ),
         nn.ClipConfig: Backbone(
             clip.init_params,
             clip.forward,
-            clip.init_cache,
-            clip.target,
             compresses=True,
         ),
         nn.LlavaConfig: Backbone(

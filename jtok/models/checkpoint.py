@@ -25,7 +25,7 @@ from jtok.errors import (
 )
 from jtok.models import mamba, storage, weights
 from jtok.models.backbone import backbone_of
-from jtok.models.compression import model_of
+from jtok.models.compressor import check_compressor
 from jtok.models.families import FAMILIES, family_of
 from jtok.models.fields import Fields, check_types, read_text
 from jtok.models.generation_config import GenerationConfig
@@ -54,6 +54,7 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("expert_down/kernel", ("experts", "mlp", "embed")),
     ("embed/tokens", ("vocab", "embed")),
     ("embed/extra", (None, "embed")),
+    ("embed/vectors", (None, "embed")),
     # An adapter's inner axis stays whole.
     ("query/lora_b", (None, "heads")),
     ("key/lora_b", (None, "kv_heads")),
@@ -276,7 +277,7 @@ def _init(config: Any, key: jax.Array, vocabulary: Vocabulary | None) -> Model:
     generation = GenerationConfig()
     if vocabulary is not None and "eos" in vocabulary.special:
         generation = GenerationConfig((vocabulary.special["eos"],))
-    return model_of(params, config, vocabulary=vocabulary, generation_config=generation)
+    return Model(params, config, vocabulary, generation_config=generation)
 
 
 def abstract(config: Any) -> Model:
@@ -303,7 +304,7 @@ def abstract(config: Any) -> Model:
     check_mesh(made)
     shapes = jax.eval_shape(lambda: _init_params(made, jax.random.key(0)))
     axes, units = param_axes(shapes), axis_units(made)
-    return model_of(abstract_tree(shapes, axes, units=units), made)
+    return Model(abstract_tree(shapes, axes, units=units), made)
 
 
 def load(
@@ -329,7 +330,7 @@ def load(
       token: for gated repositories.
       local_files_only: use only what was downloaded before.
       compress: what its layers do with tokens where a call says nothing else, see
-        `CompressibleModel`; decoders of text have no place for one.
+        `Model`; decoders of text have no place for one.
 
     Returns:
       `Model` with vocabulary and processor (None where the folder has none) and
@@ -368,11 +369,13 @@ def load(
         config = config_from(fields, dtype=dtype or _stored_dtype(tensors))
         _check_sizes(config, tensors, fields.where)  # first: others list what fits
         check_mesh(config)
+        check_compressor(compress, config)
         _check_vocabulary(vocabulary, config, str(folder))
         processor = make_processor(config)
         shapes = jax.eval_shape(lambda: _init_params(config, jax.random.key(0)))
         plan = tuple(weights.plan_tensors(family.weights, shapes, config))
-        found = {_prefixed(name, plan, family.prefix): name for name in tensors.names()}
+        known = frozenset(planned.name for planned in plan)
+        found = {_table_name(name, known, family): name for name in tensors.names()}
         heads = (row.name for row in family.weights if row.paths == _UNEMBED)
         ignored = (*family.ignored, *(heads if config.tied else ()))
         weights.check_names(
@@ -383,14 +386,7 @@ def load(
             where=str(folder),
         )
         params = _read_params(tensors, plan, found, shapes, config)
-    return model_of(
-        params,
-        config,
-        compress,
-        vocabulary=vocabulary,
-        processor=processor,
-        generation_config=generation,
-    )
+    return Model(params, config, vocabulary, processor, generation, compress)
 
 
 def _check_sizes(config: Any, tensors: storage.TensorFiles, where: str) -> None:
@@ -418,10 +414,12 @@ def _check_sizes(config: Any, tensors: storage.TensorFiles, where: str) -> None:
         raise CheckpointError(f"{where}: its fields give {'; '.join(problems)}.")
 
 
-def _prefixed(name: str, plan: tuple[Any, ...], prefix: str) -> str:
-    """Adds the prefix that some files leave out (GPT-2 on the hub)."""
-    known = {planned.name for planned in plan}
-    return prefix + name if name not in known and prefix + name in known else name
+def _table_name(name: str, known: frozenset[str], family: Any) -> str:
+    """Adds what some files leave out (GPT-2 on the hub), and cuts what old ones add."""
+    if name in known:
+        return name
+    others = (family.prefix + name, name.replace(family.older, "", 1))
+    return next((other for other in others if other in known), name)
 
 
 def _stored_dtype(tensors: storage.TensorFiles) -> str:
@@ -528,7 +526,7 @@ def save(
 
     Raises:
       ArgumentError: another `dtype`, no room for a byte in a shard, or a model with
-        adapters or extra rows of its embedding, for which the format has no place.
+        adapters, mask tokens or vectors, for which the format has no place.
       WriteError: the folder cannot be written; what was there still is.
 
     Example:
@@ -554,13 +552,16 @@ def save(
     storage.write_together(write, folder, gathered=named)
 
 
+_BESIDE = ("/lora_a", "embed/extra", "embed/vectors")
+
+
 def _refuse_adapters(params: PyTree) -> None:
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
     names = (
         "/".join(str(getattr(p, "key", getattr(p, "idx", p))) for p in key)
         for key, _ in flat
     )
-    more = [name for name in names if name.endswith(("/lora_a", "embed/extra"))]
+    more = [name for name in names if name.endswith(_BESIDE)]
     if more:
         raise ArgumentError(
             f"model: got parameters with {more[0]!r}, which a checkpoint has no place "

@@ -12,7 +12,8 @@ from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import encoder, tower
 from jtok.models import model as core
-from jtok.models.compression import CompressedOutput, Compressor, check_compressor
+from jtok.models.compression import CompressedOutput
+from jtok.models.compressor import Compressor, check_compressor
 from jtok.models.encoder_heads import normal
 from jtok.models.image_text import ImageText
 
@@ -20,9 +21,7 @@ __all__ = [
     "ClipOutput",
     "forward",
     "image_embeddings",
-    "init_cache",
     "init_params",
-    "target",
     "text_embeddings",
 ]
 
@@ -63,7 +62,7 @@ def forward(
     logits: Any = "all",
     compress: Compressor | None = None,
 ) -> core.Output:
-    """`CompressibleModel.__call__` of CLIP on `ImageText`.
+    """`Model.__call__` of CLIP on `ImageText`.
 
     `mask` is of the texts; `taps` and `compress` are of the images' tower, and
     `text_embeddings` takes a compressor of texts. Logits are "all" or "none".
@@ -121,8 +120,8 @@ def image_embeddings(
       (2, 16)
     """
     config = _clip_config(model)
-    compress = getattr(model, "compress", None) if compress is None else compress
-    check_compressor(compress)
+    compress = model.compress if compress is None else compress
+    check_compressor(compress, config)
     return _image_side(model.params, config, images, None, compress)[0]
 
 
@@ -157,8 +156,9 @@ def text_embeddings(
       >>> text_embeddings(tiny_model(family="clip"), jnp.array([[1, 2, 95]])).shape
       (1, 16)
     """
-    check_compressor(compress)
-    return _text_side(model.params, _clip_config(model), ids, mask, compress)[0]
+    config = _clip_config(model)
+    check_compressor(compress, config.text)
+    return _text_side(model.params, config, ids, mask, compress)[0]
 
 
 def _clip_config(model: Any) -> nn.ClipConfig:
@@ -230,18 +230,3 @@ def init_params(config: nn.ClipConfig, key: jax.Array) -> PyTree:
     if config.score_bias:
         params["logit_bias"] = jnp.zeros(1, dtype)
     return params
-
-
-def init_cache(config: nn.ClipConfig, batch: int, capacity: int) -> Any:
-    """Refuses: there is nothing to remember."""
-    del config, batch, capacity
-    raise ArgumentTypeError("model: got CLIP, expected a model with a cache.")
-
-
-def target(config: nn.ClipConfig, read: Any = ()) -> Any:
-    """Refuses: it gives vectors of texts, and writes none."""
-    del config, read
-    raise ArgumentTypeError(
-        "model: got CLIP, which compares texts with images, expected a causal model "
-        "with an unembedding: CLIP does not decode."
-    )

@@ -1,93 +1,22 @@
-"""Layers that keep fewer tokens: what a compressor sees, and what its plan changes.
+"""Layers that keep fewer tokens: what a plan changes of what is known of them.
 
 A compressor is any hashable callable that looks at a layer and says which tokens become
 one (`jtok.ops.plan.Plan`), or None to leave them; `jtok.compress.schedule` makes them.
 Models call it and know nothing else of it.
 """
 
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array
 
-from jtok.errors import ArgumentError, ArgumentTypeError, check
-from jtok.models.backbone import backbone_of
-from jtok.models.model import Model, Output, Taps
+from jtok.errors import ArgumentError
+from jtok.models.compressor import Compressor, LayerView
+from jtok.models.model import Output
 from jtok.ops.plan import Plan, identity_plan
 
-__all__ = [
-    "CompressedOutput",
-    "CompressibleModel",
-    "Compressor",
-    "LayerView",
-    "Tokens",
-    "check_compressor",
-    "model_of",
-    "size_bias",
-    "squeeze",
-]
-
-_WHERE = ("attention", "layer")
-_HOW = ("weighted", "mean", "sum", "max", "prune")
-
-
-@struct.dataclass
-class LayerView:
-    """What a compressor sees of a layer.
-
-    Attributes:
-      x: `[batch, seq, dim]` the residual stream where tokens may merge.
-      query: `[batch, seq, heads, head_dim]` of this layer's attention, rotated where
-        the model rotates.
-      key: `[batch, seq, heads, head_dim]`.
-      valid: `[batch, seq]` bool; others are padding.
-      size: `[batch, seq]` float32 original tokens that each one stands for.
-      position: `[batch, seq, 1]` float32 where each stood; the mean of merged ones.
-      layer: number of the layer (static).
-      num_layers: of the model (static).
-      prefix: first tokens that are no part of the content: class, registers (static).
-      scale: factor on the attention scores (static).
-    """
-
-    x: jax.Array
-    query: jax.Array
-    key: jax.Array
-    valid: jax.Array
-    size: jax.Array
-    position: jax.Array
-    layer: int = struct.field(pytree_node=False)
-    num_layers: int = struct.field(pytree_node=False)
-    prefix: int = struct.field(pytree_node=False, default=0)
-    scale: float = struct.field(pytree_node=False, default=1.0)
-
-
-@runtime_checkable
-class Compressor(Protocol):
-    """What `compress=` takes: a hashable callable with four attributes.
-
-    Attributes:
-      where: tokens merge after a layer's "attention" (before its MLP) or after the
-        whole "layer".
-      how: what becomes of the stream: as `Plan.merge` says, or "prune".
-      proportional: later attention counts a token as often as its size says.
-      restart: sizes are 1 again in every layer.
-
-    Example:
-      >>> merging = jtok.compress.schedule(jtok.compress.tome, remove=2)
-      >>> isinstance(merging, Compressor), merging.where
-      (True, 'attention')
-    """
-
-    where: Literal["attention", "layer"]
-    how: Literal["weighted", "mean", "sum", "max", "prune"]
-    proportional: bool
-    restart: bool
-
-    def __call__(self, view: LayerView, /) -> Plan | None:
-        """Which tokens of the layer become one."""
-        ...
+__all__ = ["CompressedOutput", "Tokens", "size_bias", "squeeze"]
 
 
 @struct.dataclass
@@ -99,112 +28,6 @@ class CompressedOutput(Output):
     """
 
     plan: Plan
-
-
-@struct.dataclass
-class CompressibleModel(Model):
-    """A `Model` whose layers may keep fewer tokens: it also takes `compress=`.
-
-    Attributes:
-      compress: what layers do where a call says nothing else; None keeps all tokens.
-    """
-
-    compress: Any = struct.field(pytree_node=False, default=None)
-
-    def __call__(
-        self,
-        inputs: Any,
-        *,
-        positions: Any = None,
-        mask: Any = None,
-        bias: Any = None,
-        cache: Any = None,
-        taps: Any = None,
-        gates: Any = None,
-        logits: Any = "all",
-        compress: Any = "own",
-    ) -> Output:
-        """Runs the model as `Model` does.
-
-        Args:
-          inputs: as `Model` takes them, or what this kind of model reads (images).
-          positions: as all that follows, see `Model`.
-          mask: `[batch, seq]` True for real tokens.
-          bias: added to the attention scores.
-          cache: of models that have one.
-          taps: what to read and edit; with a compressor (site, layer) pairs.
-          gates: of adapters.
-          logits: which rows to read out.
-          compress: a `Compressor`, None for none, "own" for the model's own.
-
-        Returns:
-          `Output`; with a compressor `CompressedOutput`.
-
-        Raises:
-          ArgumentError: as `Model`, or a compressor with stacked layers.
-          ArgumentTypeError: `compress` is no `Compressor`.
-
-        Example:
-          >>> from jtok.testing import tiny_model
-          >>> model = tiny_model(family="bert")
-          >>> model(jnp.array([[1, 2, 3]]), compress=None).hidden.shape
-          (1, 3, 32)
-        """
-        own = isinstance(compress, str) and compress == "own"
-        used = self.compress if own else compress
-        check_compressor(used)
-        return backbone_of(self.config).forward(
-            self.params,
-            self.config,
-            inputs,
-            positions=positions,
-            mask=mask,
-            bias=bias,
-            cache=cache,
-            taps=taps if isinstance(taps, Taps) else Taps(tuple(taps or ())),
-            gates=gates,
-            logits=logits,
-            compress=used,
-        )
-
-
-def model_of(params: Any, config: Any, compress: Any = None, **parts: Any) -> Model:
-    """A model of the class that its kind has.
-
-    Args:
-      params: its parameters.
-      config: its configuration.
-      compress: what layers do where a call says nothing else.
-      **parts: vocabulary, processor, generation_config.
-
-    Returns:
-      `CompressibleModel` where the kind compresses, else `Model`.
-
-    Raises:
-      ArgumentError: a compressor for a kind that has no place for one.
-      ArgumentTypeError: `compress` is no `Compressor`.
-    """
-    check_compressor(compress)
-    if backbone_of(config).compresses:
-        return CompressibleModel(params, config, compress=compress, **parts)
-    what = "None: decoders of text prune by jtok.compress.prefill"
-    check(compress is None, "compress", "a compressor", what)
-    return Model(params, config, **parts)
-
-
-def check_compressor(compress: Any) -> None:
-    """Refuses what is no `Compressor`; None is none."""
-    if compress is None:
-        return
-    if not callable(compress) or not hasattr(compress, "where"):
-        raise ArgumentTypeError(
-            f"compress: got {type(compress).__name__}, expected None or a Compressor "
-            "such as jtok.compress.schedule makes."
-        )
-    check(
-        compress.where in _WHERE, "compress.where", compress.where, f"one of {_WHERE}"
-    )
-    check(compress.how in _HOW, "compress.how", compress.how, f"one of {_HOW}")
 
 
 class Tokens(NamedTuple):

@@ -14,9 +14,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jtok import nn
-from jtok.errors import ArgumentError, ArgumentTypeError, check
+from jtok.errors import ArgumentError, check
 from jtok.models import model as core
-from jtok.models.compression import Compressor, Tokens
+from jtok.models.compression import Tokens
+from jtok.models.compressor import Compressor
 from jtok.models.encoder_heads import (
     init_head,
     init_norm,
@@ -30,11 +31,9 @@ from jtok.ops.sharding import constrain
 __all__ = [
     "Segments",
     "forward",
-    "init_cache",
     "init_layer",
     "init_params",
     "relative_bias",
-    "target",
 ]
 
 PyTree = Any
@@ -79,7 +78,7 @@ def forward(
     logits: Any = "all",
     compress: Compressor | None = None,
 ) -> core.Output:
-    """`CompressibleModel.__call__` of an encoder; `inputs` may be `Segments`.
+    """`Model.__call__` of an encoder; `inputs` may be `Segments`.
 
     Without `positions` they count from 0; where the configuration has a `padding_id`,
     ids other than that are counted, as RoBERTa does (of vectors, what the mask keeps).
@@ -275,24 +274,3 @@ def init_layer(config: nn.EncoderConfig, attn_norm: bool, key: jax.Array) -> PyT
         for branch in (made["out"], made["mlp"]["down"]):
             branch["kernel"] = branch["kernel"] * shrink
     return made
-
-
-# ---- what encoders do not do
-
-
-def init_cache(config: nn.EncoderConfig, batch: int, capacity: int) -> Any:
-    """Refuses: there is nothing to remember."""
-    del batch, capacity
-    raise ArgumentTypeError(
-        f"model: got the encoder {config.family!r}, expected a model with a cache: an "
-        "encoder looks both ways and reads its whole input at once."
-    )
-
-
-def target(config: nn.EncoderConfig, read: Any = ()) -> Any:
-    """Refuses: an encoder does not decode."""
-    del read
-    raise ArgumentTypeError(
-        f"model: got the encoder {config.family!r}, which looks both ways, expected a "
-        "causal model: an encoder does not decode."
-    )

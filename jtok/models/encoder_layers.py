@@ -12,12 +12,11 @@ from jtok.errors import ArgumentError, check
 from jtok.models import model as core
 from jtok.models.compression import (
     CompressedOutput,
-    Compressor,
-    LayerView,
     Tokens,
     size_bias,
     squeeze,
 )
+from jtok.models.compressor import Compressor, LayerView
 from jtok.ops.attention import attention
 from jtok.ops.local_attention import local_attention
 from jtok.ops.plan import Plan

@@ -60,6 +60,7 @@ class Family(NamedTuple):
       ignored: patterns of tensors that hold nothing (buffers, tied copies).
       prefix: what some files put before every name, and others leave out.
       config: class of the configuration; its type names the `Backbone`.
+      older: a part of names that older files have, and the table leaves out.
     """
 
     read: Callable[[Fields], Fields]
@@ -68,6 +69,7 @@ class Family(NamedTuple):
     ignored: tuple[str, ...] = ()
     prefix: str = ""
     config: type = DecoderConfig
+    older: str = ""
 
 
 def refuse(fields: Fields, **usual: Any) -> None:

@@ -8,7 +8,7 @@ from jtok.errors import UnsupportedCheckpointError, near
 from jtok.models.families_common import Family, Fields, activation, linear, norm
 from jtok.models.families_heads import head_dim
 from jtok.models.families_llama import LLAMA_FAMILIES
-from jtok.models.families_tower_weights import Extra, tower_table
+from jtok.models.families_tower_weights import tower_table
 from jtok.models.families_towers import (
     TOWER_FAMILIES,
     part_of,
@@ -317,7 +317,7 @@ JOINT_FAMILIES: dict[str, Family] = {
             rf"{_BUFFERS}\.position_ids",
             r"language_model\..*rotary_emb\.inv_freq",
         ),
-        Extra("vision_model."),
-        LlavaConfig,
+        config=LlavaConfig,
+        older="vision_model.",
     ),
 }

@@ -3,19 +3,7 @@
 from jtok.models.families_common import linear, norm
 from jtok.models.weights import Weight
 
-__all__ = ["DINO_TABLE", "Extra", "tower_table", "vit_table"]
-
-
-class Extra(str):
-    """A part of names that some files have and the table leaves out.
-
-    As `Family.prefix` it is what is cut from a name that is unknown otherwise: loading
-    asks for `prefix + name`.
-    """
-
-    def __add__(self, name: str) -> str:
-        """The name without this part."""
-        return name.replace(self, "", 1)
+__all__ = ["DINO_TABLE", "tower_table", "vit_table"]
 
 
 def _patches(name: str) -> tuple[Weight, ...]:

@@ -12,7 +12,6 @@ from jtok.models.families_common import Family, Fields, activation, refuse
 from jtok.models.families_heads import ACTIVATIONS, head_dim
 from jtok.models.families_tower_weights import (
     DINO_TABLE,
-    Extra,
     tower_table,
     vit_table,
 )
@@ -304,7 +303,6 @@ def _check_place(config: TowerConfig, good: bool) -> None:
 
 _UNUSED = (r"(\w+\.)?pooler\.dense\.(weight|bias)",)
 _BUFFERS = (r"(vision_model\.)?embeddings\.position_ids",)
-_OLDER = Extra("vision_model.")
 
 
 def _dino(family: str) -> Family:
@@ -325,15 +323,15 @@ TOWER_FAMILIES: dict[str, Family] = {
         _write_siglip,
         tower_table("siglip_vision_model", ""),
         _BUFFERS,
-        _OLDER,
-        TowerConfig,
+        config=TowerConfig,
+        older="vision_model.",
     ),
     "clip_vision_model": Family(
         _read_clip,
         _write_clip,
         tower_table("clip_vision_model", ""),
         _BUFFERS,
-        _OLDER,
-        TowerConfig,
+        config=TowerConfig,
+        older="vision_model.",
     ),
 }

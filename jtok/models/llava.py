@@ -14,13 +14,8 @@ from jtok.models import cache as caches
 from jtok.models import checkpoint, tower
 from jtok.models import model as core
 from jtok.models import target as targets
-from jtok.models.compression import (
-    CompressedOutput,
-    CompressibleModel,
-    Compressor,
-    Tokens,
-    check_compressor,
-)
+from jtok.models.compression import CompressedOutput, Tokens
+from jtok.models.compressor import Compressor, check_compressor
 from jtok.models.encoder_heads import norm, normal
 from jtok.models.encoder_layers import run_layers
 from jtok.models.image_text import ImageText
@@ -71,7 +66,7 @@ def forward(
     logits: Any = "all",
     compress: Compressor | None = None,
 ) -> core.Output:
-    """`CompressibleModel.__call__` of LLaVA on `ImageText`, or on ids without images.
+    """`Model.__call__` of LLaVA on `ImageText`, or on ids without images.
 
     `compress` acts in the tower, and the ids hold as many of the image's as rows are
     left of it; all else is as the decoder takes it. Ids of images beyond the last
@@ -151,8 +146,8 @@ def image_features(
       (2, 16, 32)
     """
     config = llava_config(model)
-    compress = getattr(model, "compress", None) if compress is None else compress
-    check_compressor(compress)
+    compress = model.compress if compress is None else compress
+    check_compressor(compress, config)
     return features_of(model.params, config, images, compress)
 
 
@@ -181,14 +176,14 @@ def connect(
     return _connected(model.params["connector"], llava_config(model), hidden)
 
 
-def vision_tower(model: core.Model) -> CompressibleModel:
+def vision_tower(model: core.Model) -> core.Model:
     """The tower of a joint model, as a model of its own that shares its arrays.
 
     Args:
       model: LLaVA or CLIP.
 
     Returns:
-      `CompressibleModel` on images, with the compressor of `model` and what prepares
+      `Model` on images, with the compressor of `model` and what prepares
       its images.
 
     Raises:
@@ -205,10 +200,12 @@ def vision_tower(model: core.Model) -> CompressibleModel:
     if not isinstance(config, nn.LlavaConfig | nn.ClipConfig):
         kind = type(model if config is None else config).__name__
         raise ArgumentTypeError(f"model: got a {kind}, expected LLaVA or CLIP.")
-    own = getattr(model, "compress", None)
     images = getattr(model.processor, "images", model.processor)
-    return CompressibleModel(
-        model.params["vision"], config.vision, processor=images, compress=own
+    return core.Model(
+        model.params["vision"],
+        config.vision,
+        processor=images,
+        compress=model.compress,
     )
 
 

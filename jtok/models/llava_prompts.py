@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from jtok import nn
 from jtok.errors import ArgumentError, check
 from jtok.models import model as core
-from jtok.models.compression import check_compressor
+from jtok.models.compressor import check_compressor
 from jtok.models.llava import ImageFeatures, features_of, llava_config
-from jtok.models.prompt_vectors import with_vectors
+from jtok.models.prompt_vectors import vector_ids, with_vectors
 
 __all__ = ["with_images"]
 
@@ -63,15 +63,16 @@ def with_images(
     config = llava_config(model)
     features = images
     if not isinstance(features, ImageFeatures):
-        own = getattr(model, "compress", None) if compress is None else compress
-        check_compressor(own)
+        own = model.compress if compress is None else compress
+        check_compressor(own, config)
         seeing = {name: model.params[name] for name in _SIGHT}
         features = _compiled(seeing, config, features, own)
     count, rows, dim = features.tokens.shape
     real = np.ones((count, rows), bool)
     if features.plan is not None:
         real = np.asarray(features.plan.valid)
-    ids = config.vocab_size + np.arange(count * rows, dtype=np.int32)
+    first = vector_ids(model.params, config.vocab_size).start
+    ids = first + np.arange(count * rows, dtype=np.int32)
     named = [of[kept] for of, kept in zip(ids.reshape(count, rows), real, strict=True)]
     params = {name: model.params[name] for name in model.params if name not in _SIGHT}
     decoder = core.Model(

@@ -16,6 +16,7 @@ from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
 from jtok.models.backbone import backbone_of
 from jtok.models.cache import Cache, after, laid_out
+from jtok.models.compressor import check_compressor
 from jtok.models.generation_config import GenerationConfig
 from jtok.ops.attention import attention, cached_attention
 from jtok.ops.sharding import constrain
@@ -88,6 +89,8 @@ class Model:
       vocabulary: the tokenizer, or None.
       processor: what prepares other inputs than text, or None.
       generation_config: stop ids and the like, or None.
+      compress: what layers do with tokens where a call says nothing else; None keeps
+        all of them.
     """
 
     params: PyTree
@@ -97,6 +100,7 @@ class Model:
     generation_config: GenerationConfig | None = struct.field(
         pytree_node=False, default=None
     )
+    compress: Any = struct.field(pytree_node=False, default=None)
 
     def __call__(
         self,
@@ -109,14 +113,16 @@ class Model:
         taps: Taps | Sequence[Any] | None = None,
         gates: Float[Array, "batch seq"] | None = None,
         logits: Literal["none", "last", "all"] | Int[Array, "batch rows"] = "all",
+        compress: Any = "own",
     ) -> Output:
-        """Runs the model on ids or vectors.
+        """Runs the model on ids or vectors, or on what its kind reads (images, sound).
 
         Args:
           inputs: `[batch, seq]` integer ids (those outside the vocabulary are
             clamped), or `[batch, seq, dim]` vectors in place of rows of the
             embedding; both are scaled where the model scales embeddings. Ids from the
-            vocabulary's size on name the rows of `params["embed"]["extra"]`, if any.
+            vocabulary's size on name mask tokens (`params["embed"]["extra"]`), then
+            vectors of prompts (`with_vectors`), where there are any.
           positions: `[batch, seq]` int32; None counts from 0, or from the end of the
             cache.
           mask: `[batch, seq]` True for real tokens, or `[batch, seq, seq]` True where
@@ -127,23 +133,32 @@ class Model:
             in `Output.cache` until `commit`.
           taps: `Taps`, or a sequence of what to read.
           gates: `[batch, seq]` how much of the parameters' adapters each token gets,
-            0 for none; None gives all of it, or, where there are extra rows of the
-            embedding, all to those and none to tokens.
+            0 for none; None gives all of it, or, where there are mask tokens, all to
+            those and none to others.
           logits: "all" rows, the "last" one, "none", or `[batch, rows]` indices.
+          compress: what layers do with tokens: a `Compressor`, None for nothing, "own"
+            for the model's own. Taps are then (site, layer) pairs. Decoders have no
+            place for one: they prune by `jtok.compress.prefill`.
 
         Returns:
-          `Output`.
+          `Output`; with a compressor `CompressedOutput`.
 
         Raises:
-          ArgumentError: a wrong rank or shape, or an unknown site.
-          ArgumentTypeError: `inputs` is neither integer nor floating.
+          ArgumentError: a wrong rank or shape, an unknown site, or a compressor of a
+            decoder or beside stacked layers.
+          ArgumentTypeError: `inputs` is neither integer nor floating, or `compress` is
+            no `Compressor`.
 
         Example:
           >>> from jtok.testing import tiny_model
           >>> tiny_model()(jnp.array([[1, 2, 3]]), logits="last").logits.shape
           (1, 1, 96)
         """
-        return backbone_of(self.config).forward(
+        used = self.compress if _is_own(compress) else compress
+        check_compressor(used, self.config)
+        backbone = backbone_of(self.config)
+        more = {"compress": used} if backbone.compresses else {}
+        return backbone.forward(
             self.params,
             self.config,
             inputs,
@@ -154,6 +169,7 @@ class Model:
             taps=_as_taps(taps),
             gates=gates,
             logits=logits,
+            **more,
         )
 
     def unembedding(self) -> tuple[jax.Array, jax.Array | None]:
@@ -170,6 +186,10 @@ class Model:
         from jtok.models.target import model_target
 
         return model_target(self.config)
+
+
+def _is_own(compress: Any) -> bool:
+    return isinstance(compress, str) and compress == "own"
 
 
 def _as_taps(taps: Any) -> Taps:
@@ -275,7 +295,7 @@ def _allow(mask: Any, batch: int, seq: int, is_causal: bool) -> Array:
 def _gates(
     params: PyTree, config: nn.DecoderConfig, inputs: Array, gates: Any
 ) -> Array | None:
-    """Gates as given; beside extra rows of the embedding, open for those alone."""
+    """Gates as given; beside mask tokens, open for those alone."""
     if gates is not None:
         gates = jnp.asarray(gates)
         good = gates.shape == inputs.shape[:2]
@@ -283,7 +303,9 @@ def _gates(
         return gates.astype(jnp.float32)
     if "extra" not in params["embed"] or inputs.ndim == 3:
         return None
-    return (inputs >= config.vocab_size).astype(jnp.float32)
+    mask = inputs - config.vocab_size
+    is_mask = (mask >= 0) & (mask < len(params["embed"]["extra"]))
+    return is_mask.astype(jnp.float32)
 
 
 def _embed(
@@ -293,10 +315,12 @@ def _embed(
     if inputs.ndim == 2:
         ids = jnp.clip(inputs, 0, config.vocab_size - 1)
         x = embed["tokens"][ids]
-        if "extra" in embed:
-            more = inputs - config.vocab_size
-            rows = embed["extra"].at[more].get(mode="clip").astype(x.dtype)
-            x = jnp.where((more >= 0)[..., None], rows, x)
+        first = config.vocab_size
+        for name in ("extra", "vectors"):
+            if name in embed:
+                rows = embed[name].at[inputs - first].get(mode="clip").astype(x.dtype)
+                x = jnp.where((inputs >= first)[..., None], rows, x)
+                first += len(embed[name])
     x = x.astype(config.dtype)
     if config.embed_scale is not None:
         x = x * jnp.asarray(config.embed_scale, x.dtype)  # rounded first, if narrow

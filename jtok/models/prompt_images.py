@@ -45,7 +45,7 @@ class ImagePrompts(NamedTuple):
         """The ids with another one for every vector, as `with_vectors` names them.
 
         Args:
-          first: id of the first vector: `config.vocab_size` of the model.
+          first: id of the first vector, see `jtok.models.vector_ids`.
 
         Returns:
           One `[tokens]` int32 array a prompt: image tokens are `first`, `first + 1`

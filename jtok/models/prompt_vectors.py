@@ -11,27 +11,28 @@ from jtok.errors import ArgumentTypeError, check
 from jtok.models.model import Model
 from jtok.nn import DecoderConfig
 
-__all__ = ["num_vectors", "with_vectors"]
+__all__ = ["vector_ids", "with_vectors"]
 
 
 def with_vectors(model: Model, vectors: Float[Array, "rows dim"]) -> Model:
     """The model with more ids, each of which stands for a vector of a prompt.
 
-    Id `model.config.vocab_size + i` is read as row `i`, by the model itself, by
-    `jtok.decode.generate` and by every drafter; it is never emitted, as the output rows
-    stay what they are. A prompt's vectors are those of one call: a cache that was made
-    with other vectors under the same ids does not belong to it.
+    The ids follow those of the vocabulary, and of mask tokens where there are any; they
+    are read by the model itself, by `jtok.decode.generate` and by every drafter. None
+    is ever emitted, as the output rows stay what they are. A prompt's vectors are those
+    of one call: a cache that was made with other vectors under the same ids does not
+    belong to it.
 
     Args:
-      model: a decoder without such rows.
+      model: a decoder without such vectors.
       vectors: `[rows, dim]`, `dim` being the model's width, as they enter the first
         layer of a model that does not scale its embeddings; one that does scales them.
 
     Returns:
-      `Model`.
+      `Model`; `vector_ids` says which id stands for which row.
 
     Raises:
-      ArgumentError: another width, or a model that has such rows already.
+      ArgumentError: another width, or a model that has vectors already.
       ArgumentTypeError: the model is no transformer decoder.
 
     Example:
@@ -50,25 +51,29 @@ def with_vectors(model: Model, vectors: Float[Array, "rows dim"]) -> Model:
     good = vectors.ndim == 2 and vectors.shape[1] == width and vectors.shape[0] > 0
     check(good, "vectors", f"shape {vectors.shape}", f"[rows, {width}]")
     embed = model.params["embed"]
-    check("extra" not in embed, "model", "one with extra rows", "one without")
-    params = {**model.params, "embed": {**embed, "extra": jnp.asarray(vectors)}}
+    check("vectors" not in embed, "model", "one with vectors", "one without")
+    params = {**model.params, "embed": {**embed, "vectors": jnp.asarray(vectors)}}
     return dataclasses.replace(model, params=params)
 
 
-def num_vectors(params: Any) -> int:
-    """How many ids from the vocabulary's size on are read as vectors.
+def vector_ids(params: Any, vocab_size: int) -> range:
+    """The ids that are read as vectors, see `with_vectors`.
 
     Args:
       params: of any model.
+      vocab_size: ids of its vocabulary.
 
     Returns:
-      Rows of `params["embed"]["extra"]`, 0 where there are none.
+      A range, which starts after the vocabulary and the mask tokens, if any. It is
+      empty where there are no vectors, and starts where they would.
 
     Example:
       >>> from jtok.testing import tiny_model
-      >>> num_vectors(with_vectors(tiny_model(), jnp.ones((2, 32))).params)
-      2
+      >>> vector_ids(with_vectors(tiny_model(), jnp.ones((2, 32))).params, 96)
+      range(96, 98)
     """
     embed = params.get("embed") if isinstance(params, Mapping) else None
-    found = embed.get("extra") if isinstance(embed, Mapping) else None
-    return 0 if found is None else int(found.shape[0])
+    held = embed if isinstance(embed, Mapping) else {}
+    count = lambda name: len(held[name]) if name in held else 0
+    first = vocab_size + count("extra")
+    return range(first, first + count("vectors"))

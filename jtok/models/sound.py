@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import model as core
-from jtok.models.compression import Compressor, Tokens
+from jtok.models.compression import Tokens
+from jtok.models.compressor import Compressor
 from jtok.models.encoder import init_layer
 from jtok.models.encoder_heads import init_norm, norm, normal
 from jtok.models.encoder_layers import output_of, run_layers
@@ -42,7 +43,7 @@ def forward(
     logits: Any = "all",
     compress: Compressor | None = None,
 ) -> core.Output:
-    """`CompressibleModel.__call__` of an encoder of sound.
+    """`Model.__call__` of an encoder of sound.
 
     Args:
       params: `embed` (two convolutions, positions), `layers`, `final_norm`.

@@ -15,7 +15,8 @@ from jaxtyping import Array
 from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check
 from jtok.models import model as core
-from jtok.models.compression import Compressor, Tokens
+from jtok.models.compression import Tokens
+from jtok.models.compressor import Compressor
 from jtok.models.encoder import init_layer
 from jtok.models.encoder_heads import init_norm, norm, normal
 from jtok.models.encoder_layers import run_layers
@@ -23,7 +24,7 @@ from jtok.models.tower_heads import init_tower_head, tower_output
 from jtok.models.tower_positions import resized_positions
 from jtok.ops.sharding import constrain
 
-__all__ = ["embed", "forward", "init_cache", "init_params", "patches_of", "target"]
+__all__ = ["embed", "forward", "init_params", "patches_of"]
 
 PyTree = Any
 
@@ -42,7 +43,7 @@ def forward(
     logits: Any = "all",
     compress: Compressor | None = None,
 ) -> core.Output:
-    """`CompressibleModel.__call__` of a tower.
+    """`Model.__call__` of a tower.
 
     Inputs are `[batch, height, width, channels]` floating pixels, normalised as the
     model's processor does, or `[batch, patches, dim]` vectors in place of the mapped
@@ -219,24 +220,3 @@ def _init_embed(config: nn.TowerConfig, key: jax.Array) -> PyTree:
     if config.mask_token:
         made["mask"] = jnp.zeros(width, config.dtype)
     return made | ({"norm": init_norm(blocks)} if config.embed_norm else {})
-
-
-# ---- what towers do not do
-
-
-def init_cache(config: nn.TowerConfig, batch: int, capacity: int) -> Any:
-    """Refuses: there is nothing to remember."""
-    del batch, capacity
-    raise ArgumentTypeError(
-        f"model: got the tower {config.family!r}, expected a model with a cache: a "
-        "tower looks both ways and reads its whole image at once."
-    )
-
-
-def target(config: nn.TowerConfig, read: Any = ()) -> Any:
-    """Refuses: a tower does not decode."""
-    del read
-    raise ArgumentTypeError(
-        f"model: got the tower {config.family!r}, which looks at images, expected a "
-        "causal model: a tower does not decode."
-    )

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jtok import models
 from jtok.compress import mean_by_size, pitome, pitome_preset, schedule, tome
 from jtok.errors import ArgumentError
-from jtok.models import CompressibleModel
+from jtok.models import Model
 from jtok.ops.sharding import mesh_from
 from jtok.testing import tiny_model
 
@@ -108,9 +108,9 @@ def test_an_encoder_in_bfloat16_merges():
     model = merged_model()
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
     config = dataclasses.replace(model.config, dtype="bfloat16")
-    out = jax.jit(
-        lambda ids: CompressibleModel(narrow, config)(ids, compress=model.compress)
-    )(IDS[:2])
+    out = jax.jit(lambda ids: Model(narrow, config)(ids, compress=model.compress))(
+        IDS[:2]
+    )
     wide = jax.jit(lambda ids: model(ids))(IDS[:2])
     assert out.hidden.dtype == jnp.bfloat16
     assert out.plan.size.dtype == jnp.float32
@@ -124,7 +124,7 @@ def test_gradients_through_an_encoder_that_merges():
     model = merged_model()
 
     def loss(params):
-        out = CompressibleModel(params, model.config)(
+        out = Model(params, model.config)(
             IDS[:2], compress=model.compress, logits="none"
         )
         return jnp.mean(out.hidden[:, 1:] ** 3), out.plan.assign

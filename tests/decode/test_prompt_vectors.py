@@ -1,5 +1,7 @@
 """Prompts with vectors among their ids decode as any other prompt does."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from jtok import decode, models
 from jtok.errors import ArgumentError, ArgumentTypeError
+from jtok.predict import attach, lora_init, mask_init, with_masks
 from jtok.testing import tiny_model
 
 WORDS = [5, 9, 3, 11, 7, 2]
@@ -64,7 +67,7 @@ def test_penalties_count_words_only(plain, model):
 
 
 def test_vectors_get_gradients(model, plain):
-    rows = model.params["embed"]["extra"]
+    rows = model.params["embed"]["vectors"]
 
     @jax.jit
     def loss(rows):
@@ -86,5 +89,30 @@ def test_bad_input_is_named(plain, model):
         decode.generate(model, [5, 99], max_new_tokens=2)
     with pytest.raises(ArgumentError, match="96"):
         decode.generate(plain, [5, 96], max_new_tokens=2)
-    assert models.num_vectors(model.params) == 3
-    assert models.num_vectors(plain.params) == models.num_vectors(None) == 0
+    assert models.vector_ids(model.params, 96) == range(96, 99)
+    assert (
+        len(models.vector_ids(plain.params, 96)) == len(models.vector_ids(None, 9)) == 0
+    )
+
+
+@pytest.mark.medium
+def test_vectors_beside_mask_tokens_and_adapters(plain):
+    """Masks keep ids and gates of their own; adapters act on all tokens."""
+    made = mask_init(plain, 2, 2, jax.random.key(0))
+    masked = with_masks(plain, made)
+    rows = plain.params["embed"]["tokens"][jnp.array([9, 3])]
+    model = models.with_vectors(masked, rows)
+    assert models.vector_ids(model.params, 96) == range(98, 100)
+    options = {"drafter": decode.mtp(model, made["sampler"]), "max_new_tokens": 10}
+    got = decode.generate(model, [5, 98, 99, 7], **options)
+    want = decode.generate(plain, [5, 9, 3, 7], max_new_tokens=10)
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    with pytest.raises(ArgumentError, match="96"):
+        decode.generate(model, [5, 96], **options)
+    adapters = lora_init(plain, 2, jax.random.key(1))
+    adapters = jax.tree.map(lambda x: x + 0.05, adapters)
+    adapted = dataclasses.replace(plain, params=attach(plain.params, adapters))
+    alone = adapted(jnp.array([[5, 9, 3, 7]])).logits
+    beside = models.with_vectors(adapted, rows)(jnp.array([[5, 96, 97, 7]])).logits
+    np.testing.assert_allclose(beside, alone, atol=1e-5)
+    assert np.abs(alone - plain(jnp.array([[5, 9, 3, 7]])).logits).max() > 1e-3

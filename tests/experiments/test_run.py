@@ -125,7 +125,10 @@ def test_all_runs_each_and_fails_if_one_fails(fake, capsys):
     assert out[1].startswith("pass double")
     assert out[2] == "1 of 2 experiments passed"
     (fake / "crashes.py").unlink()
+    earlier = jax.jit(lambda x: x + 1)
+    earlier(1)
     assert main(["--all", "--preset", "smoke"]) == 0
+    assert earlier._cache_size() == 0  # one process has room for so many, and no more
 
 
 def test_all_fails_where_the_preset_is_missing(fake, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from jtok.compress import pitome
 from jtok.errors import ArgumentError, ArgumentTypeError
-from jtok.models import CompressibleModel, LayerView, load, save, stack_layers
+from jtok.models import LayerView, Model, load, save, stack_layers
 from jtok.ops.plan import join_plan
 from jtok.testing import tiny_model
 
@@ -86,7 +86,7 @@ def test_equal_tokens_that_merge_change_nothing_with_their_sizes(where):
     """Pairs of equal tokens: proportional attention sees two where one is left."""
     model = tiny_model(family="t5")
     config = dataclasses.replace(model.config, relative=None, positions="none")
-    model = CompressibleModel(model.params, config)
+    model = Model(model.params, config)
     ids = jnp.concatenate([jnp.repeat(IDS[:, :3], 2, axis=1), IDS[:, 6:]], axis=1)
     plain = model(ids).hidden[:, jnp.array([0, 2, 4, 6, 7, 8, 9, 10, 11])]
     merged = model(ids, compress=Pairs(where=where, proportional=True)).hidden
@@ -121,7 +121,7 @@ def test_the_models_own_compressor_and_a_calls(tmp_path):
 
 def test_gradients_pass_merges():
     model = tiny_model(family="bert")
-    loss = lambda p: CompressibleModel(p, model.config)(
+    loss = lambda p: Model(p, model.config)(
         IDS, compress=Removes(), logits="none"
     ).hidden.astype(jnp.float32).std()  # fmt: skip
     grads = jax.tree.leaves(jax.jit(jax.grad(loss))(model.params))

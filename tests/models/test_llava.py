@@ -219,7 +219,7 @@ def test_rows_that_a_method_left_empty_stand_in_no_prompt():
     some = dataclasses.replace(made, plan=dataclasses.replace(made.plan, valid=valid))
     decoder, ids = with_images(model, [[1, IMAGE, 4]], some)
     assert ids[0].tolist() == [1, 96, 97, 98, 4]
-    assert decoder.params["embed"]["extra"].shape == (8, 32)
+    assert decoder.params["embed"]["vectors"].shape == (8, 32)
 
 
 # ---- decoding
