@@ -71,6 +71,7 @@ SOURCES = (
     "jtok/compress/spectral.py",
     "jtok/compress/tome.py",
     "jtok/models/compression.py",
+    "jtok/models/compressor.py",
     "jtok/models/encoder.py",
     "jtok/models/encoder_layers.py",
     "jtok/nn/encoder.py",

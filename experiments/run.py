@@ -272,8 +272,8 @@ def _run_all(entries: Mapping[str, Entry], options: argparse.Namespace) -> int:
 def _forget_compiled() -> None:
     """Lets go of what was compiled.
 
-    Each such function maps memory some times, and Linux gives a process 65,530 mappings:
-    beyond them the compiler crashes.
+    Each such function holds mappings of memory, and Linux gives a process 65,530 of
+    them: beyond those the compiler crashes.
     """
     import jax
 

@@ -15,7 +15,7 @@ PyTree = Any
 def _no_cache(config: Any, batch: int, capacity: int) -> Any:
     del batch, capacity
     raise ArgumentTypeError(
-        f"model: got one of the family {config.family!r}, which looks both ways and "
+        f"model: got a model of family {config.family!r}, which looks both ways and "
         "reads its whole input at once, expected a model with a cache."
     )
 
@@ -23,8 +23,8 @@ def _no_cache(config: Any, batch: int, capacity: int) -> Any:
 def _no_target(config: Any, read: Any = ()) -> Any:
     del read
     raise ArgumentTypeError(
-        f"model: got one of the family {config.family!r}, which does not decode, "
-        "expected a causal model with an unembedding."
+        f"model: got a model of family {config.family!r}, which looks both ways and "
+        "does not decode, expected a causal model with an unembedding."
     )
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jtok import nn
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
@@ -107,11 +107,11 @@ class Model:
         inputs: Any,
         *,
         positions: Int[Array, "batch seq"] | None = None,
-        mask: Bool[Array, "batch seq"] | Bool[Array, "batch seq seq"] | None = None,
-        bias: Float[Array, " #batch #heads #seq seq"] | None = None,
+        mask: Shaped[Array, "batch seq"] | Shaped[Array, "batch seq seq"] | None = None,
+        bias: Float[Array, " #batch #heads #tokens tokens"] | None = None,
         cache: PyTree = None,
         taps: Taps | Sequence[Any] | None = None,
-        gates: Float[Array, "batch seq"] | None = None,
+        gates: Float[Array, "batch tokens"] | None = None,
         logits: Literal["none", "last", "all"] | Int[Array, "batch rows"] = "all",
         compress: Any = "own",
     ) -> Output:
@@ -125,7 +125,7 @@ class Model:
             vectors of prompts (`with_vectors`), where there are any.
           positions: `[batch, seq]` int32; None counts from 0, or from the end of the
             cache.
-          mask: `[batch, seq]` True for real tokens, or `[batch, seq, seq]` True where
+          mask: `[batch, seq]` True or 1 for real ones, or `[batch, seq, seq]` where a
             row may attend to column; None lets all be real. Of a causal model None and
             a two-dimensional mask are causal, too.
           bias: added to the attention scores; not with a cache.

@@ -210,5 +210,5 @@ def test_bad_input_is_named(model, frames):
         model(frames, logits=jnp.zeros((2, 1), jnp.int32))
     with pytest.raises(ArgumentError, match="taps"):
         model(frames, taps=["resid"])
-    with pytest.raises(ArgumentTypeError, match="encoder 'whisper'"):
+    with pytest.raises(ArgumentTypeError, match="family 'whisper'"):
         model.target()
