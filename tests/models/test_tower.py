@@ -456,10 +456,10 @@ def test_bad_images_are_named():
     with pytest.raises(ArgumentError, match="cache: got one"):
         model(images, cache=())
     with pytest.raises(
-        ArgumentTypeError, match="family 'vit', .* a model with a cache"
+        ArgumentTypeError, match="'vit', .* a model with a cache"
     ):
         models.init_cache(model.config, 1, 4)
-    with pytest.raises(ArgumentTypeError, match="family 'vit', .* does not decode"):
+    with pytest.raises(ArgumentTypeError, match="'vit', .* does not decode"):
         model.target()
 
 
