@@ -455,9 +455,7 @@ def test_bad_images_are_named():
         model(images, taps=["resid"])
     with pytest.raises(ArgumentError, match="cache: got one"):
         model(images, cache=())
-    with pytest.raises(
-        ArgumentTypeError, match="'vit', .* a model with a cache"
-    ):
+    with pytest.raises(ArgumentTypeError, match="'vit', .* a model with a cache"):
         models.init_cache(model.config, 1, 4)
     with pytest.raises(ArgumentTypeError, match="'vit', .* does not decode"):
         model.target()
