@@ -1,5 +1,6 @@
 """Which tokens a model has hardly been trained on, told by their rows."""
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def under_trained_rows(
     rows = np.asarray(embedding.astype(jnp.float32))
     if head is not None:
         lengths = np.linalg.norm(rows, axis=1)
-        bad |= lengths < np.quantile(lengths, quantile)
+        bad |= lengths < _quantile(lengths, quantile)
     bad |= _like_unused(rows, unused, quantile)
     if head is not None:
         bad |= _like_unused(np.asarray(head.astype(jnp.float32)), unused, quantile)
@@ -99,4 +100,17 @@ def _like_unused(rows: np.ndarray, unused: np.ndarray, quantile: float) -> np.nd
     middle = rows[unused].mean(axis=0)
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(middle)
     cosines = rows @ middle / np.maximum(lengths, 1e-8)
-    return cosines > max(0.5, float(np.quantile(cosines, 1 - quantile)))
+    return cosines > max(np.float32(0.5), _quantile(cosines, 1 - quantile))
+
+
+def _quantile(values: np.ndarray, share: float) -> np.float32:
+    """Between the two nearest values, linearly; all in float32, as the code has it.
+
+    In double precision a rank that falls on a value may be a little off it here.
+    """
+    rank = np.float32(share) * np.float32(len(values) - 1)
+    low, high = np.sort(values)[[math.floor(rank), math.ceil(rank)]]
+    part = np.float32(rank - np.floor(rank))
+    if part < 0.5:
+        return low + part * (high - low)
+    return high - (high - low) * (1 - part)

@@ -143,7 +143,11 @@ def interpolation_weights(
         return near, _barycentric(targets, points)
     if weights == "least_squares":
         return near, _least_squares(targets, points)
-    found = best if metric == "cosine" else 1.0 / jnp.maximum(-best, 1e-6)
+    if metric == "cosine":
+        found = best
+    else:  # Anew: those of the search lose digits where points are near.
+        far = jnp.linalg.norm(points - targets[:, None, :], axis=2)
+        found = 1.0 / jnp.maximum(far, 1e-6)
     return near, found / jnp.maximum(found.sum(axis=1, keepdims=True), 1e-6)
 
 
@@ -153,16 +157,21 @@ def _cosines(one: Array, other: Array) -> Array:
 
 
 def _barycentric(targets: Array, points: Array) -> Array:
-    """Weights that sum to 1, for points moved to the target, which changes nothing."""
-    moved = points - targets[:, None, :]
-    gram = jnp.einsum("nkd,njd->nkj", moved, moved, precision=_HIGHEST)
+    """Weights that sum to 1; of several that are as good, the smallest."""
     k = points.shape[1]
-    scale = jnp.maximum(jnp.trace(gram, axis1=1, axis2=2) / k, 1e-30)
-    system = jnp.pad(gram / scale[:, None, None], ((0, 0), (0, 1), (0, 1)))
-    system = system.at[:, k, :k].set(1.0).at[:, :k, k].set(1.0)
-    right = jnp.zeros((k + 1,)).at[k].set(1.0)
-    # By pseudo-inverse: equal points share the weight.
-    return (jnp.linalg.pinv(system, rtol=1e-6) @ right)[:, :k]
+    # An orthonormal basis of what sums to 0, so that no system of squares is solved.
+    free = jnp.linalg.qr(jnp.ones((k, 1)), mode="complete")[0][:, 1:]
+    even = jnp.full(k, 1 / k)
+
+    def solve(target: Array, near: Array) -> Array:
+        moved = near - target[None, :]
+        left = jnp.einsum("k,kd->d", even, moved, precision=_HIGHEST)
+        turned = jnp.einsum("kj,kd->dj", free, moved, precision=_HIGHEST)
+        return even - jnp.einsum(
+            "kj,j->k", free, jnp.linalg.lstsq(turned, left)[0], precision=_HIGHEST
+        )
+
+    return jax.vmap(solve)(targets, points) if k > 1 else jnp.ones((len(targets), 1))
 
 
 def _least_squares(targets: Array, points: Array) -> Array:

@@ -330,8 +330,7 @@ def matching_pursuit(
       targets: `[targets, dim]`.
       atoms: `[atoms, dim]`.
       k: steps, `1 <= k <= atoms` (static).
-      compat: "official" chooses by signed products, so that an atom that points away
-        from the target is never taken.
+      compat: "official" chooses by signed products, and never an atom twice.
 
     Returns:
       `Pursuit`.
@@ -340,7 +339,7 @@ def matching_pursuit(
       ArgumentError: as for `orthogonal_pursuit`.
 
     Source: Mallat and Zhang 1993, with raw inner products as in the code of arXiv
-      2506.06607. Differs: absolute products.
+      2506.06607. Differs: absolute products, atoms that return.
 
     Example:
       >>> atoms = jnp.array([[1.0, 0.0], [0.0, 2.0]])
@@ -354,17 +353,22 @@ def matching_pursuit(
 @functools.partial(jax.jit, static_argnames=("k", "signed"))
 def _match(targets: Array, atoms: Array, k: int, signed: bool) -> Pursuit:
     squares = jnp.sum(atoms * atoms, axis=1)
+    rows = jnp.arange(targets.shape[0])
 
-    def step(residual: Array, _: Any) -> Any:
+    def step(state: Any, _: Any) -> Any:
+        residual, used = state
         products = jnp.einsum("nd,ad->na", residual, atoms, precision=_HIGHEST)
         score = products if signed else jnp.abs(products)
-        score = jnp.where(squares[None, :] > 0, score, -jnp.inf)
+        score = jnp.where((squares > 0)[None, :] & ~used, score, -jnp.inf)
         place = first_best(score)
         product = jnp.take_along_axis(products, place[:, None], axis=1)[:, 0]
         found = product / jnp.maximum(squares[place], 1e-30)
         residual = residual - found[:, None] * atoms[place]
-        return residual, (place, found, jnp.linalg.norm(residual, axis=1))
+        if signed:
+            used = used.at[rows, place].set(True)
+        return (residual, used), (place, found, jnp.linalg.norm(residual, axis=1))
 
-    _, (places, found, norms) = jax.lax.scan(step, targets, None, length=k)
+    start = (targets, jnp.zeros((targets.shape[0], atoms.shape[0]), bool))
+    _, (places, found, norms) = jax.lax.scan(step, start, None, length=k)
     norms = jnp.concatenate([jnp.linalg.norm(targets, axis=1)[None], norms])
     return Pursuit(places.T, found.T, norms.T)

@@ -334,12 +334,14 @@ class PieceMixerConfig:
     Attributes:
       row_width: width of a row.
       kinds: 1 for tied rows, 2 for input and output rows.
-      hidden: width inside; other than `kinds * row_width` a linear map goes before.
+      hidden: width inside.
       intermediate: width inside the MLPs.
       layers: number of blocks.
       max_pieces: rows of the position table.
       alpha: size of the correction, over the root of `row_width`.
-      pooling: of the pieces' states and rows, "first" or "mean".
+      pooling: of the pieces' states, "first" or "mean".
+      row_pooling: of their rows; None as the states.
+      widen: a linear map goes before; None where `hidden` is not `kinds * row_width`.
       attention_heads: let the pieces see each other; 0 for MLPs alone.
 
     Raises:
@@ -358,6 +360,8 @@ class PieceMixerConfig:
     max_pieces: int = 16
     alpha: float = 1.0
     pooling: Literal["first", "mean"] = "first"
+    row_pooling: Literal["first", "mean"] | None = None
+    widen: bool | None = None
     attention_heads: int = 0
 
     def __post_init__(self) -> None:
@@ -367,6 +371,11 @@ class PieceMixerConfig:
         check(self.kinds in (1, 2), "kinds", self.kinds, "1 (tied) or 2 (untied)")
         known = ("first", "mean")
         check(self.pooling in known, "pooling", self.pooling, "'first' or 'mean'")
+        rows = self.row_pooling
+        good = rows is None or rows in known
+        check(good, "row_pooling", rows, "None, 'first' or 'mean'")
+        good = self.widen is not False or self.hidden == self.kinds * self.row_width
+        check(good, "widen", self.widen, f"None or True for {self.hidden} inside")
         heads = self.attention_heads
         good = heads == 0 or (heads > 0 and self.hidden % heads == 0)
         check(good, "attention_heads", heads, f"0 or a divisor of {self.hidden}")
@@ -431,19 +440,21 @@ class PieceMixer(nn.Module):
         shape = (1, kinds, width)
         scaled = Rescaler(shape, name="in_rescaler")(rows.astype(jnp.float32))
         x = scaled.reshape(count, pieces, kinds * width)
-        if config.hidden != kinds * width:
+        if config.widen or config.hidden != kinds * width:
             x = nn.Dense(config.hidden, kernel_init=_INIT, name="input_linear")(x)
         x = _Mixer(config, name="transformer")(x, mask)
         last = nn.Dense(
             kinds * width, kernel_init=nn.initializers.zeros, name="output_linear"
         )
-        change = last(self._pool(x, mask)).reshape(count, kinds, width)
+        change = last(_pooled(x, mask, config.pooling)).reshape(count, kinds, width)
         step = config.alpha / jnp.sqrt(jnp.float32(config.row_width))
-        made = self._pool(scaled, mask) + step * change
-        return Rescaler((kinds, width), name="out_rescaler")(made)
+        own = _pooled(scaled, mask, config.row_pooling or config.pooling)
+        return Rescaler((kinds, width), name="out_rescaler")(own + step * change)
 
-    def _pool(self, x: Array, mask: Array) -> Array:
-        if self.config.pooling == "first":
-            return x[:, 0]
-        weight = mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)).astype(x.dtype)
-        return jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
+
+def _pooled(x: Array, mask: Array, how: str) -> Array:
+    """Of the second axis: its first entry, or the mean of those that count."""
+    if how == "first":
+        return x[:, 0]
+    weight = mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)).astype(x.dtype)
+    return jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)

@@ -23,7 +23,7 @@ from jtok.text.vocabulary import Vocabulary
 __all__ = ["WORD_PATTERN", "ByteTokenizer", "byte_converted", "byte_tokenizer"]
 
 WORD_PATTERN = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+"
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
     r"|\s+(?!\S)|\s+"
 )
 _KINDS = ("byte_bpe", "sentencepiece_bpe", "unigram", "wordpiece")
@@ -277,7 +277,8 @@ def byte_converted(vocabulary: Vocabulary) -> ByteTokenizer:
       ArgumentTypeError: no vocabulary.
 
     Source: Minixhofer et al. 2024, arXiv 2405.07883, appendix. Differs: pieces are
-    those of the vocabulary's own model.
+    those of the vocabulary's own model, and a text that begins with a space gets no
+    second one.
 
     Example:
       >>> byte_converted(Vocabulary.train_bpe(["a b"], 257)).split("it's on")

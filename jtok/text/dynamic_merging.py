@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import tokenizers
 from jaxtyping import Int
 
 from jtok.errors import ArgumentError, ArgumentTypeError, check, near
+from jtok.text._specs import byte_text
 from jtok.text.byte_tokens import ByteTokenizer, byte_tokenizer
 from jtok.text.merging import PairMerger
 from jtok.text.vocabulary import Vocabulary
@@ -28,6 +30,7 @@ __all__ = [
 
 BOUNDARIES = ("pretokens", "word", "word_hyphen", "sentence")
 _SPACE = frozenset(b" \n\t")
+_WORDS = tokenizers.pre_tokenizers.WhitespaceSplit()
 _PUNCTUATION = frozenset(".,!?;:()-\"'\\/`$%&*+<=>@[]^_{|}~")
 
 Boundary = Literal["pretokens", "word", "word_hyphen", "sentence"]
@@ -61,8 +64,12 @@ class MergeRule:
         self.max_pieces = max_pieces
         self._official = compat == "official"
         self._pairs: dict[tuple[bytes, bytes], bool] = {}
+        # The official rule looks for digits in the spelling by bytes, where that of
+        # 0xB2, 0xB3 and 0xB9 is a digit, too.
         self._signs = frozenset(
-            token for token in tokenizer.token_bytes if _is_punctuation(token)
+            token
+            for token in tokenizer.token_bytes
+            if _is_punctuation(byte_text(token))
         )
 
     def allows(self, left: bytes, right: bytes) -> bool:
@@ -93,26 +100,25 @@ class MergeRule:
 
     def _within(self, left: bytes, right: bytes) -> bool:
         token = left + right
-        if any(byte in _SPACE for byte in token[1:]):
-            blank = all(byte in _SPACE for byte in token)
-            if not blank or token == b"\n\n":
-                return False
+        if _has_inner_space(token):
+            return False
         if self.boundary == "sentence":
             return True
-        try:
-            text = token.decode()
-        except UnicodeDecodeError:
+        if _is_cut(token):
             return True  # Pieces of a character must find together.
+        text = token.decode()
         if self.boundary == "pretokens":
             return self.tokenizer.units(text) == 1
-        if len(text.split()) != 1:
+        if len(_WORDS.pre_tokenize_str(text)) != 1:
             return False
         if self.boundary == "word" or self._punctuation(left):
             return True
         return not self._punctuation(right) or right == b"-"
 
     def _punctuation(self, token: bytes) -> bool:
-        return token in self._signs if self._official else _is_punctuation(token)
+        if self._official:
+            return token in self._signs
+        return _is_punctuation(token.decode("utf-8", "replace"))
 
     def may_touch_specials(self, left: bytes, right: bytes) -> bool:
         """What the official rule says of a pair with a special token in it.
@@ -122,15 +128,22 @@ class MergeRule:
           right: those of the right one.
 
         Returns:
-          True where nothing but the pre-tokenizer would stop the merge, and does not.
+          True where nothing that the official rule looks at stops the merge: the
+          pre-tokenizer, and in the boundaries of words whether the two are UTF-8
+          together, which is asked before whether one is special.
 
         Example:
           >>> rule = merge_rule(Vocabulary.train_bpe(["a"], 257), compat="official")
           >>> rule.may_touch_specials(b"<s>", b" the")
           False
         """
-        official = self._official and self.boundary == "pretokens"
-        return official and self.allows(left, right)
+        if not self._official or self.boundary == "sentence":
+            return False
+        if self.boundary == "pretokens":
+            return self.allows(left, right)
+        token = left + right
+        cut = _is_cut(token) and not _has_inner_space(token)
+        return cut and self._fits((left, right))
 
 
 def merge_rule(
@@ -155,7 +168,8 @@ def merge_rule(
       max_pieces: pieces under the base tokenizer that a merged token has at most, so
         that a network reads all of it; None for no bound.
       compat: `"official"` protects special tokens within `"pretokens"` by the
-        pre-tokenizer alone, and takes for punctuation only what the vocabulary holds.
+        pre-tokenizer alone, and nowhere but in `"sentence"` from pieces of characters;
+        it takes for punctuation only what the vocabulary holds.
 
     Returns:
       `MergeRule`.
@@ -340,7 +354,22 @@ def _ids_by_bytes(tokenizer: ByteTokenizer) -> dict[bytes, int]:
     return found
 
 
-def _is_punctuation(token: bytes) -> bool:
-    text = token.decode("utf-8", "replace")
+def _has_inner_space(token: bytes) -> bool:
+    """Whether it has a space behind its first byte, and is not one run of spaces."""
+    if not any(byte in _SPACE for byte in token[1:]):
+        return False
+    return token == b"\n\n" or not all(byte in _SPACE for byte in token)
+
+
+def _is_cut(token: bytes) -> bool:
+    """Whether it is not UTF-8."""
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _is_punctuation(text: str) -> bool:
     signs = any(char in _PUNCTUATION for char in text)
     return signs and not any(char.isdigit() for char in text)

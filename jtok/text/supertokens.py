@@ -30,7 +30,7 @@ from jtok.text.vocabulary import Vocabulary
 __all__ = ["train_supertokens", "train_word_bpe", "training_words"]
 
 Compat = Literal["official"]
-_RUNS = re.compile(r"(.)\1{6}")
+_RUN = r"(.)\1{6}"
 _GPT2 = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
@@ -45,7 +45,8 @@ def training_words(
       lines: the corpus; no word spans two.
       separator: stands between words and is dropped; None splits by GPT-2's rule.
       compat: "official" drops every run of 7 equal characters (not newlines) and cuts
-        there, too: long indentation is never learnt.
+        there, too: long indentation is never learnt. A run that ends in a separator's
+        first characters takes them, and the separator's rest stays.
 
     Returns:
       Word -> how often it stands there.
@@ -74,16 +75,18 @@ def training_words(
         else:
             words.update(
                 _specs.byte_text(piece.encode())
-                for chunk in normal.split(separator)
-                for piece in _without_runs(chunk, compat)
+                for piece in _chunks(normal, separator, compat)
                 if piece
             )
     return words
 
 
-def _without_runs(chunk: str, compat: Compat | None) -> list[str]:
-    # The odd items of `split` are what its group caught.
-    return [chunk] if compat is None else _RUNS.split(chunk)[::2]
+def _chunks(line: str, separator: str, compat: Compat | None) -> list[str]:
+    if compat is None:
+        return line.split(separator)
+    # One pattern, read from the left: a run may take the beginning of a separator. The
+    # odd items of `split` are what its group caught.
+    return re.split(f"{re.escape(separator)}|{_RUN}", line)[::2]
 
 
 def train_word_bpe(

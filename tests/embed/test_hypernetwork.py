@@ -178,6 +178,50 @@ def test_corrected_rows_are_the_official_ones(name):
     np.testing.assert_allclose(correct(fitted, rows, mask), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling, rows_of", [("mean", "first"), ("first", "mean")])
+def test_states_and_rows_are_pooled_apart(pooling, rows_of):
+    """With one layer of MLP in NumPy; a linear map of the same width goes before."""
+    config = PieceMixerConfig(
+        row_width=4, hidden=4, intermediate=8, layers=1, max_pieces=3, alpha=2.0,
+        pooling=pooling, row_pooling=rows_of, widen=True,
+    )  # fmt: skip
+    fresh = init_residual_network(config, jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    draw = lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape)
+    network = fresh.replace(params=jax.tree.map(draw, fresh.params))
+    rows = np.asarray(jax.random.normal(jax.random.key(2), (2, 3, 1, 4)))
+    mask = np.array([[True, True, False], [True, True, True]])
+    tree = jax.tree.map(np.asarray, network.params)
+    dense = lambda x, at: x @ at["kernel"] + at["bias"]
+    given = rows[:, :, 0] * tree["in_rescaler"]["w"][0] + tree["in_rescaler"]["b"][0]
+    inside, layer = tree["transformer"], tree["transformer"]["layers_0"]
+    x = dense(given, tree["input_linear"])
+    x = x + inside["position_embeddings"]["embedding"][None]
+    inner = np.asarray(jax.nn.gelu(dense(x, layer["mlp"]["intermediate"])))
+    x = x + dense(inner, layer["mlp"]["output"])
+    norm = layer["post_mlp_layernorm"]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+    x = x * norm["scale"] + norm["bias"]
+    weight = mask / mask.sum(1, keepdims=True)
+    pool = lambda y, how: (
+        y[:, 0] if how == "first" else np.einsum("np,npd->nd", weight, y)
+    )
+    made = pool(given, rows_of) + dense(pool(x, pooling), tree["output_linear"])
+    out = made * tree["out_rescaler"]["w"][0] + tree["out_rescaler"]["b"][0]
+    got = correct(network, jnp.asarray(rows), jnp.asarray(mask))
+    np.testing.assert_allclose(got[:, 0], out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [({"row_pooling": "last"}, "row_pooling"), ({"widen": False}, "widen")],
+)
+def test_mixers_that_cannot_be(options, name):
+    build = inspect.unwrap(PieceMixerConfig)
+    with pytest.raises(ArgumentError, match=f"^{name}: got"):
+        build(row_width=4, hidden=8, intermediate=8, **options)
+
+
 def test_pieces_see_each_other_with_attention():
     config = PieceMixerConfig(
         row_width=4, hidden=8, intermediate=8, attention_heads=2, max_pieces=3

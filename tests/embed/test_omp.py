@@ -205,6 +205,40 @@ def test_missing_vectors_are_named(task):
         embed.trans_tokenization(np.ones((2, 2), np.int32), np.full((2, 2), -1.0))
 
 
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_barycentric_weights_are_the_smallest_of_the_best(k):
+    """Also where more neighbours than dimensions leave a choice (k = 7)."""
+    targets = jax.random.normal(KEY, (3, 4))
+    atoms = jax.random.normal(jax.random.key(1), (9, 4))
+    near, found = embed.interpolation_weights(targets, atoms, k, weights="barycentric")
+    for row in range(3):
+        points = np.asarray(atoms, np.float64)[near[row]]
+        system = np.zeros((k + 1, k + 1))
+        system[:k, :k], system[k, :k], system[:k, k] = points @ points.T, 1, 1
+        right = np.append(points @ np.asarray(targets[row], np.float64), 1.0)
+        expected = (np.linalg.pinv(system, rcond=1e-10) @ right)[:k]
+        assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_distances_to_near_points_keep_their_digits():
+    """A sum of squares less a product would have lost them."""
+    atoms = 100.0 + jnp.array([[0.0, 0.0], [0.0, 0.01], [5.0, 5.0]])
+    targets = atoms[:1] + jnp.array([[0.0, 0.002]])
+    near, found = embed.interpolation_weights(targets, atoms, 2, metric="euclidean")
+    far = np.abs(np.asarray(targets[0, 1] - atoms[:2, 1], np.float64))
+    assert near.tolist() == [[0, 1]]
+    assert_close(found[0], (1 / far) / (1 / far).sum(), rtol=1e-4)
+
+
+def test_quantiles_are_those_of_float32():
+    """0.3 of 50 is a little above 15 there, so the row at 15 is below the bound."""
+    lengths = jnp.where(jnp.arange(51) < 16, 1.0, 1000.0)[:, None]
+    bad = embed.under_trained_rows(lengths, lengths, np.zeros(51, bool), quantile=0.3)
+    assert bad.tolist() == [True] * 16 + [False] * 35
+    bad = embed.under_trained_rows(lengths, lengths, np.zeros(51, bool), quantile=0.5)
+    assert not bad.any() or bad.sum() == 16
+
+
 def test_sums_of_weights():
     scores = jax.random.normal(KEY, (6, 9)) * 3
     weights = np.asarray(embed.sparsemax(scores))

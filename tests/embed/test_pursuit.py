@@ -166,6 +166,27 @@ def test_plain_pursuit_may_choose_again_and_loses_length():
     assert signed.indices.tolist() == [[1]] or float(signed.coefficients[0, 0]) < 0
 
 
+def test_the_official_plain_pursuit_takes_no_atom_twice():
+    """In NumPy: signed products, and -inf for those that were chosen."""
+    targets, atoms = drawn(6)
+    found = embed.matching_pursuit(targets, atoms, 12, compat="official")
+    assert np.asarray(embed.matching_pursuit(targets, atoms, 12).indices).shape == (
+        len(targets), 12,
+    )  # fmt: skip
+    for row, target in enumerate(np.asarray(targets, np.float64)):
+        left, used, points = target.copy(), [], np.asarray(atoms, np.float64)
+        for step in range(12):
+            products = points @ left
+            products[used] = -np.inf
+            best = int(products.argmax())
+            share = products[best] / (points[best] ** 2).sum()
+            left -= share * points[best]
+            used.append(best)
+            assert int(found.indices[row, step]) == best
+            assert_close(found.coefficients[row, step], share, rtol=1e-3, atol=1e-4)
+        assert len(set(used)) == 12
+
+
 def test_what_is_refused():
     targets, atoms = drawn(6)
     with pytest.raises(ArgumentError, match="k: got 31, expected at most 30"):

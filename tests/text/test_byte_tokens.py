@@ -57,7 +57,14 @@ def test_missing_bytes_come_behind_the_vocabulary():
 
 
 def test_marks_stay_with_their_letters():
-    assert CONVERTED["unigram"].split("a\u0301b c") == ["a\u0301b", " c"]
+    split = CONVERTED["unigram"].split
+    assert split("a\u0301b c") == ["a\u0301b", " c"]
+    # A mark behind a sign stays there, as emoji are written; alone it is a letter.
+    assert split("\u2764\ufe0f!\u0301a \u0301b") == [
+        "\u2764\ufe0f!\u0301",
+        "a",
+        " \u0301b",
+    ]
 
 
 def test_a_byte_level_vocabulary_keeps_its_own_rule():

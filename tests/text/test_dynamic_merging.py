@@ -17,6 +17,8 @@ from jtok.text import (
     bytes_of_spelled,
     merge_batch,
     merge_rule,
+    train_word_bpe,
+    training_words,
 )
 from jtok.text._specs import byte_text
 from jtok.text.dynamic_merging import BOUNDARIES
@@ -112,6 +114,42 @@ def test_punctuation_is_known_beyond_the_vocabulary():
         b"t", b".."
     )
     assert rule_for("word_hyphen").allows(b"of", b"-")
+
+
+@pytest.mark.parametrize("boundary", ["word", "word_hyphen"])
+def test_the_official_rule_protects_no_special_from_pieces_of_characters(boundary):
+    """There the bytes are decoded before specials are looked for."""
+    official, ours = rule_for(boundary, compat="official"), rule_for(boundary)
+    for left, right in ((b"\x82\xac", b"</s>"), (b"<s>", b"\xe2\x82")):
+        assert official.may_touch_specials(left, right)
+        assert not ours.may_touch_specials(left, right)
+    for left, right in ((b"<s>", b"a"), (b"<s>", b" \xe2"), (b"</s>", b"<s>")):
+        assert not official.may_touch_specials(left, right)
+    sentence = rule_for("sentence", compat="official")
+    assert not sentence.may_touch_specials(b"<s>", b"\xe2\x82")
+    base = byte_tokenizer(golden_base())
+    ids = [golden_base().id_of("<s>"), *base.pieces(b"\xe2\x82")]
+    assert merge_batch(official, [ids], None).merged[-1] == b"<s>\xe2\x82"
+    assert merge_batch(ours, [ids], None).ids[0][0] == ids[0]
+
+
+def test_words_end_where_unicode_has_a_space():
+    """U+001C is none, whatever Python's `str.split` says; U+0085 is one."""
+    rule = rule_for("word")
+    assert rule.allows(b"a", b"\x1cb")
+    assert not rule.allows(b"a", "\x85b".encode())
+    assert not rule.allows(b"a", "\u2009b".encode())
+
+
+def test_official_digits_are_those_of_the_spelling():
+    """The byte 0xB2 is written as a superscript two, which Python calls a digit."""
+    words = training_words(["\u0432!"] * 3, "|")
+    base = byte_tokenizer(train_word_bpe(words, 259))
+    token = "\u0432!".encode()  # 0xD0 0xB2, and the sign
+    assert token in base.token_bytes
+    official = merge_rule(base, "word_hyphen", max_pieces=None, compat="official")
+    assert official.allows(b"t", token)
+    assert not merge_rule(base, "word_hyphen", max_pieces=None).allows(b"t", token)
 
 
 def naive(rows, valid, budget):

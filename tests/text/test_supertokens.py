@@ -180,6 +180,10 @@ def test_words_are_chunks_and_official_ones_lose_runs():
     )
     assert training_words(["\n" * 9], "|", compat="official") == {"Ċ" * 9: 1}
     assert training_words(["it is", ""], None) == {"it": 1, "Ġis": 1}
+    # The pattern is read from the left, so a run takes a separator's beginning.
+    line = f"######{SEPARATOR}a"
+    assert training_words([line], SEPARATOR) == {"######": 1, "a": 1}
+    assert training_words([line], SEPARATOR, compat="official") == {"$T@&a": 1}
 
 
 # ---- training
