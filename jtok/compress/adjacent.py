@@ -10,12 +10,14 @@ from jaxtyping import Array, Bool, Float
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.matching import ranks_among
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.energy import unit_rows
 from jtok.ops.plan import join_plan
 
 __all__ = ["adjacent"]
 
 
+@one_program
 def adjacent(
     x: Float[Array, "batch seq dim"],
     *,

@@ -7,12 +7,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import check
 from jtok.ops.byproducts import attention_byproducts
+from jtok.ops.eager import one_program
 
 __all__ = ["attention_scores"]
 
 _OF = ("first", "last", "mean")
 
 
+@one_program
 def attention_scores(
     query: Float[Array, "batch seq heads head_dim"],
     key: Float[Array, "batch keys kv_heads head_dim"],

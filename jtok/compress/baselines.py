@@ -7,11 +7,13 @@ from jaxtyping import Array, Bool, Float
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.selection import kept_in_order, top_tokens
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.plan import keep_plan
 
 __all__ = ["random_tokens", "uniform_tokens"]
 
 
+@one_program
 def uniform_tokens(
     x: Float[Array, "batch seq dim"],
     *,
@@ -48,6 +50,7 @@ def uniform_tokens(
     return compressed(x, plan)
 
 
+@one_program
 def random_tokens(
     x: Float[Array, "batch seq dim"],
     *,

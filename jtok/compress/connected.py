@@ -19,10 +19,12 @@ from jtok.nn.connectors import (
     SpaceTimeConnector,
     UnshuffleConnector,
 )
+from jtok.ops.eager import one_program
 
 __all__ = ["internvl", "mobilevlm", "slam_asr", "videollama2"]
 
 
+@one_program
 def internvl(
     x: Float[Array, "batch seq dim"],
     *,
@@ -67,6 +69,7 @@ def internvl(
     return _placed(out[0], x, grid, (1, side, side), real, position)
 
 
+@one_program
 def mobilevlm(
     x: Float[Array, "batch seq dim"],
     *,
@@ -115,6 +118,7 @@ def mobilevlm(
     return _placed(out[0], x, grid, chosen, real, position)
 
 
+@one_program
 def videollama2(
     x: Float[Array, "batch seq dim"],
     *,
@@ -165,6 +169,7 @@ def videollama2(
     return _placed(out[0], x, grid, window, real, position)
 
 
+@one_program
 def slam_asr(
     x: Float[Array, "batch seq dim"],
     *,

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import check
+from jtok.ops.eager import one_program
 
 __all__ = ["density_peaks"]
 
 
+@one_program
 def density_peaks(
     x: Float[Array, "batch seq dim"],
     clusters: int,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.selection import kept_in_order
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.energy import unit_rows
 from jtok.ops.plan import keep_plan
 
@@ -20,6 +21,7 @@ __all__ = ["divprune", "farthest_first"]
 _BLOCK = 256
 
 
+@one_program
 def farthest_first(
     x: Float[Array, "batch seq dim"],
     count: int,
@@ -105,6 +107,7 @@ def _nearest_other(unit: Array, real: Array) -> Array:
     return jnp.moveaxis(near, 0, 1).reshape(batch, -1)[:, :seq]
 
 
+@one_program
 def divprune(
     x: Float[Array, "batch seq dim"],
     *,

@@ -15,6 +15,7 @@ from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.matching import ranks_among
 from jtok.compress.selection import kept_in_order, token_scores, top_tokens
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.energy import unit_rows
 from jtok.ops.plan import keep_plan
 
@@ -76,6 +77,7 @@ def _references(frames: int, compat: str | None) -> np.ndarray:
     return against
 
 
+@one_program
 def dycoke(
     x: Float[Array, "batch seq dim"],
     *,
@@ -204,6 +206,7 @@ def start_reselection(batch: int, seq: int) -> Reselection:
     return Reselection(zeros, jnp.ones((batch, seq), bool), no, no.astype(jnp.int32))
 
 
+@one_program
 def reselect(
     state: Reselection,
     attn: Array,

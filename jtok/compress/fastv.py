@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from jtok.compress.interface import Budget, Compressed, check_tokens, compressed
 from jtok.compress.selection import kept_in_order, token_scores, top_tokens
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.plan import keep_plan
 
 __all__ = ["fastv", "fastv_budget"]
@@ -39,6 +40,7 @@ def fastv_budget(seq: int, image: int, drop: float) -> int:
     return seq - image + Budget(keep=1.0 - drop).of(image, "half_even")
 
 
+@one_program
 def fastv(
     x: Float[Array, "batch seq dim"],
     *,

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from jtok.compress.interface import Compressed, check_budget, check_tokens
 from jtok.compress.matching import Sides, best_matches, plan_of, ranks_among
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.plan import Plan, identity_plan, join_plan
 
 __all__ = [
@@ -89,6 +90,7 @@ def _down_to(tokens: int, target: int) -> tuple[int, ...]:
     return tuple(steps)
 
 
+@one_program
 def merge_frames(
     x: Float[Array, "frames tokens dim"],
     removed: Sequence[int],
@@ -230,6 +232,7 @@ def grid_positions(frames: int, height: int, width: int) -> np.ndarray:
     return np.indices(sizes).reshape(3, -1).T.astype(np.int32)
 
 
+@one_program
 def aim(
     x: Float[Array, "batch seq dim"],
     *,

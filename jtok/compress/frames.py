@@ -10,12 +10,14 @@ from jtok.compress.cells import window_index
 from jtok.compress.interface import Compressed, check_tokens
 from jtok.compress.resample import plan_at
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.grids import pool_grid, stack_frames
 from jtok.ops.plan import Plan
 
 __all__ = ["frame_pooling", "frame_stacking"]
 
 
+@one_program
 def frame_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -55,6 +57,7 @@ def frame_pooling(
     return Compressed(frame_plan(there, step, real, position), tokens)
 
 
+@one_program
 def frame_stacking(
     x: Float[Array, "batch seq dim"],
     *,

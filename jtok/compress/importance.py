@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jtok.errors import check
 from jtok.ops.byproducts import attention_byproducts, attention_power
+from jtok.ops.eager import one_program
 
 __all__ = [
     "AimScore",
@@ -60,6 +61,7 @@ class ScoreView:
 Score = Callable[[ScoreView], Array]
 
 
+@one_program
 def aim_importance(
     query: Float[Array, "batch seq heads head_dim"],
     key: Float[Array, "batch seq kv_heads head_dim"],

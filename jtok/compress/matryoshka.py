@@ -14,6 +14,7 @@ from jtok.compress.cells import Grid
 from jtok.compress.interface import Compressed, check_tokens
 from jtok.compress.resample import average_pooling
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.grids import nested_windows
 
 __all__ = ["drawn_scale", "matryoshka", "matryoshka_budgets"]
@@ -47,6 +48,7 @@ def matryoshka_budgets(grid: Grid) -> tuple[int, ...]:
     )
 
 
+@one_program
 def matryoshka(
     x: Float[Array, "batch seq dim"],
     *,
@@ -86,6 +88,7 @@ def matryoshka(
     )
 
 
+@one_program
 def drawn_scale(
     x: Float[Array, "batch seq dim"],
     key: Array,

@@ -18,6 +18,7 @@ from jtok.compress.matching import (
     ranks_among,
 )
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.energy import energy
 from jtok.ops.plan import Plan
 
@@ -27,6 +28,7 @@ Rule = Literal["all", "bsm", "text"]
 _RULES = ("all", "bsm", "text")
 
 
+@one_program
 def pitome(
     metric: Float[Array, "batch seq dim"],
     *,

@@ -14,6 +14,7 @@ from jtok.compress.schedule import Schedule, schedule
 from jtok.compress.schedules import linear_margins
 from jtok.compress.tome import tome
 from jtok.errors import check, near
+from jtok.ops.eager import one_program
 
 __all__ = ["mean_by_size", "pitome_preset"]
 
@@ -113,6 +114,7 @@ def pitome_preset(
     return schedule(method, keep=keep, **{**preset.settings, **options, **settings})
 
 
+@one_program
 def mean_by_size(
     x: Float[Array, "batch rows dim"],
     size: Float[Array, "batch rows"],

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.selection import token_scores, top_tokens
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.energy import unit_rows
 from jtok.ops.plan import Plan, join_plan
 
@@ -22,6 +23,7 @@ __all__ = ["outlier_share", "prumerge", "prumerge_plus"]
 Share = Float[Array, " batch"]
 
 
+@one_program
 def outlier_share(
     attn: Float[Array, "batch seq"],
     *,
@@ -95,6 +97,7 @@ def _quantile(ranked: Array, count: Array, share: float) -> Array:
     return pick(low) + (pick(high) - pick(low)) * (at - low)
 
 
+@one_program
 def prumerge(
     x: Float[Array, "batch seq dim"],
     *,
@@ -159,6 +162,7 @@ def prumerge(
     )
 
 
+@one_program
 def prumerge_plus(
     x: Float[Array, "batch seq dim"],
     *,

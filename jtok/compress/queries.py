@@ -19,11 +19,13 @@ from jtok.compress.interface import Compressed, check_tokens
 from jtok.errors import check
 from jtok.nn.perceiver import PerceiverConfig, PerceiverResampler
 from jtok.nn.qformer import QFormer, QFormerConfig
+from jtok.ops.eager import one_program
 from jtok.ops.plan import cell_plan
 
 __all__ = ["perceiver", "qformer", "windowed_qformer"]
 
 
+@one_program
 def perceiver(
     x: Float[Array, "batch seq dim"],
     *,
@@ -74,6 +76,7 @@ def perceiver(
     return _looked(out[0][:, 0], looked, real, position)
 
 
+@one_program
 def qformer(
     x: Float[Array, "batch seq dim"],
     *,
@@ -118,6 +121,7 @@ def qformer(
     return _looked(tokens, seen, real, position)
 
 
+@one_program
 def windowed_qformer(
     x: Float[Array, "batch seq dim"],
     *,

@@ -25,6 +25,7 @@ from jtok.compress.cells import (
     window_of,
 )
 from jtok.compress.interface import Compressed, check_tokens
+from jtok.ops.eager import one_program
 from jtok.ops.grids import (
     adaptive_pool,
     pixel_unshuffle,
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 
+@one_program
 def unshuffle(
     x: Float[Array, "batch seq dim"],
     *,
@@ -97,6 +99,7 @@ def unshuffle(
     return Compressed(plan, wide.reshape(x.shape[0], -1, wide.shape[-1]))
 
 
+@one_program
 def average_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -137,6 +140,7 @@ def average_pooling(
     return _in_windows(x, budget, grid, window, valid, position, "mean")
 
 
+@one_program
 def max_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -172,6 +176,7 @@ def max_pooling(
     return _in_windows(x, budget, grid, window, valid, position, "max")
 
 
+@one_program
 def adaptive_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -213,6 +218,7 @@ def adaptive_pooling(
     return _in_cells(x, budget, grid, cells, valid, position, adaptive_pool)
 
 
+@one_program
 def bilinear_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -253,6 +259,7 @@ def bilinear_pooling(
     return _in_cells(x, budget, grid, cells, valid, position, resize_bilinear)
 
 
+@one_program
 def deco(
     x: Float[Array, "batch seq dim"],
     *,
@@ -289,6 +296,7 @@ def deco(
     return adaptive_pooling(x, budget=budget, grid=grid, valid=valid, position=position)
 
 
+@one_program
 def pllava(
     x: Float[Array, "batch seq dim"],
     *,

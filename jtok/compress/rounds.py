@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.pitome import pitome
 from jtok.compress.tome import tome
+from jtok.ops.eager import one_program
 from jtok.ops.plan import Plan, identity_plan
 
 __all__ = ["merge_rounds", "pitome_tokens", "tome_tokens"]
@@ -62,6 +63,7 @@ def merge_rounds(
     return plan
 
 
+@one_program
 def tome_tokens(
     x: Float[Array, "batch seq dim"],
     *,
@@ -101,6 +103,7 @@ def tome_tokens(
     return compressed(x, plan, how="mean")
 
 
+@one_program
 def pitome_tokens(
     x: Float[Array, "batch seq dim"],
     *,

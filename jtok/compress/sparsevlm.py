@@ -16,6 +16,7 @@ from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.matching import ranks_among
 from jtok.compress.selection import top_tokens
 from jtok.errors import ArgumentError, check
+from jtok.ops.eager import one_program
 from jtok.ops.plan import join_plan
 
 __all__ = ["Raters", "sparsevlm", "text_raters"]
@@ -33,6 +34,7 @@ class Raters(NamedTuple):
     rates: jax.Array
 
 
+@one_program
 def text_raters(
     x: Float[Array, "batch seq dim"],
     text: Float[Array, "batch words dim"],
@@ -97,6 +99,7 @@ def relevance(
     return total / jnp.maximum(jnp.sum(rates, axis=1, keepdims=True), 1)
 
 
+@one_program
 def sparsevlm(
     x: Float[Array, "batch seq dim"],
     *,

@@ -19,6 +19,7 @@ from jtok.compress.matching import (
     ranks_among,
 )
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.plan import Plan, join_plan
 
 __all__ = ["grouped", "random_merge", "tome", "uniform_merge"]
@@ -26,6 +27,7 @@ __all__ = ["grouped", "random_merge", "tome", "uniform_merge"]
 Order = Literal["official", "source"]
 
 
+@one_program
 def tome(
     metric: Float[Array, "batch seq dim"],
     *,
@@ -101,6 +103,7 @@ def tome(
     )  # fmt: skip
 
 
+@one_program
 def grouped(
     metric: Float[Array, "batch seq dim"],
     *,
@@ -149,6 +152,7 @@ def grouped(
     )
 
 
+@one_program
 def random_merge(
     metric: Float[Array, "batch seq dim"],
     key: Array,
@@ -199,6 +203,7 @@ def random_merge(
     return _without(metric, leaves, free, real, budget, drop, position, size)
 
 
+@one_program
 def uniform_merge(
     metric: Float[Array, "batch seq dim"],
     *,

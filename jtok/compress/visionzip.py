@@ -13,12 +13,14 @@ from jaxtyping import Array, Bool, Float
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.selection import token_scores, top_tokens
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.energy import unit_rows
 from jtok.ops.plan import Plan, join_plan
 
 __all__ = ["visionzip"]
 
 
+@one_program
 def visionzip(
     x: Float[Array, "batch seq dim"],
     *,

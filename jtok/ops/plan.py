@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.errors import check
+from jtok.ops.eager import one_program
 from jtok.ops.segments import pool_segments
 
 __all__ = ["Plan", "cell_plan", "identity_plan", "join_plan", "keep_plan"]
@@ -47,6 +48,7 @@ class Plan:
         """Rows that come out (static)."""
         return self.keep.shape[1]
 
+    @one_program
     def merge(
         self,
         x: Float[Array, "batch seq dim"],
@@ -103,6 +105,7 @@ class Plan:
         expected = f"[{self.assign.shape[0]}, {seq}, ...], the tokens of the plan"
         check(good, name, f"shape {values.shape}", expected)
 
+    @one_program
     def unmerge(
         self, rows: Float[Array, "batch rows dim"]
     ) -> Float[Array, "batch seq dim"]:
@@ -129,6 +132,7 @@ class Plan:
         found = jnp.take_along_axis(rows, at, axis=1)
         return jnp.where(self.assign[..., None] >= 0, found, 0)
 
+    @one_program
     def prune(self, x: Float[Array, "batch seq dim"]) -> Float[Array, "batch rows dim"]:
         """The tokens that rows stand for, without what would be merged into them.
 
@@ -150,6 +154,7 @@ class Plan:
         found = jnp.take_along_axis(x, jnp.maximum(self.keep, 0)[..., None], axis=1)
         return jnp.where(self.keep[..., None] >= 0, found, 0)
 
+    @one_program
     def any_of(self, flags: Bool[Array, "batch seq"]) -> Bool[Array, "batch rows"]:
         """Whether any token of a row has a flag: the mask of merged tokens.
 
@@ -167,6 +172,7 @@ class Plan:
         self._check_tokens("flags", flags)
         return self._sum(flags.astype(jnp.float32)[..., None])[..., 0] > 0
 
+    @one_program
     def then(self, later: "Plan") -> "Plan":
         """This plan and one for its rows, as one plan for its tokens.
 
@@ -199,6 +205,7 @@ class Plan:
         size = pool_segments(ones, assign, later.num_rows, reduce="sum")[..., 0]
         return dataclasses.replace(later, assign=assign, keep=keep, size=size)
 
+    @one_program
     def source(self) -> Float[Array, "batch rows seq"]:
         """Which tokens each row holds, as a matrix of zeros and ones.
 
@@ -216,6 +223,7 @@ class Plan:
         return (self.assign[:, None] == rows).astype(jnp.float32)
 
 
+@one_program
 def join_plan(
     joins: Int[Array, "batch seq"],
     order: Int[Array, "batch seq"] | Float[Array, "batch seq"],
@@ -294,6 +302,7 @@ def _described(
     return Plan(assign, keep, members, where, members > 0)
 
 
+@one_program
 def keep_plan(
     keep: Int[Array, "batch rows"],
     seq: int,
@@ -327,6 +336,7 @@ def keep_plan(
     return _described(assign, keep.astype(jnp.int32), position, None)
 
 
+@one_program
 def cell_plan(
     assign: Int[Array, "batch seq"],
     num_rows: int,
@@ -361,6 +371,7 @@ def cell_plan(
     return _described(assign, keep, position, None)
 
 
+@one_program
 def identity_plan(
     batch: int,
     seq: int,
