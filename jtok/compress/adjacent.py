@@ -7,17 +7,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.matching import ranks_among
 from jtok.errors import check
-from jtok.ops.eager import one_program
 from jtok.ops.energy import unit_rows
 from jtok.ops.plan import join_plan
 
 __all__ = ["adjacent"]
 
 
-@one_program
+@declared(
+    "similarity", ("audio", "video", "text"),
+    "Merges neighbours in time that are alike (A-ToMe).",
+    "Li et al. 2023, arXiv 2306.16009",
+)  # fmt: skip
 def adjacent(
     x: Float[Array, "batch seq dim"],
     *,

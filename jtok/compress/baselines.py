@@ -4,16 +4,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.selection import kept_in_order, top_tokens
 from jtok.errors import check
-from jtok.ops.eager import one_program
 from jtok.ops.plan import keep_plan
 
 __all__ = ["random_tokens", "uniform_tokens"]
 
 
-@one_program
+@declared(
+    "baseline", ("image", "video", "audio", "text"), "Keeps evenly spaced tokens.",
+    "baseline", name="uniform",
+)  # fmt: skip
 def uniform_tokens(
     x: Float[Array, "batch seq dim"],
     *,
@@ -50,7 +53,10 @@ def uniform_tokens(
     return compressed(x, plan)
 
 
-@one_program
+@declared(
+    "baseline", ("image", "video", "audio", "text"),
+    "Keeps tokens drawn at random, in their order.", "baseline", name="random",
+)  # fmt: skip
 def random_tokens(
     x: Float[Array, "batch seq dim"],
     *,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jtok.compress.cells import Grid, factor_of, window_index, window_of
+from jtok.compress.declared import declared
 from jtok.compress.frames import frame_plan, frames_of
 from jtok.compress.interface import Compressed, check_tokens
 from jtok.compress.resample import plan_at
@@ -19,12 +20,14 @@ from jtok.nn.connectors import (
     SpaceTimeConnector,
     UnshuffleConnector,
 )
-from jtok.ops.eager import one_program
 
 __all__ = ["internvl", "mobilevlm", "slam_asr", "videollama2"]
 
 
-@one_program
+@declared(
+    "transformation", ("image", "video"), "Pixel unshuffle and a trained MLP.",
+    "arXiv 2404.16821", fixed=True,
+)  # fmt: skip
 def internvl(
     x: Float[Array, "batch seq dim"],
     *,
@@ -69,7 +72,11 @@ def internvl(
     return _placed(out[0], x, grid, (1, side, side), real, position)
 
 
-@one_program
+@declared(
+    "transformation", ("image", "video"),
+    "A trained MLP, 2 x 2 averages, a depthwise convolution.",
+    "arXiv 2402.03766, section 3.3", fixed=True,
+)  # fmt: skip
 def mobilevlm(
     x: Float[Array, "batch seq dim"],
     *,
@@ -118,7 +125,10 @@ def mobilevlm(
     return _placed(out[0], x, grid, chosen, real, position)
 
 
-@one_program
+@declared(
+    "transformation", ("video",), "Trained convolutions over space and time.",
+    "arXiv 2406.07476, section 2.1", fixed=True,
+)  # fmt: skip
 def videollama2(
     x: Float[Array, "batch seq dim"],
     *,
@@ -169,7 +179,10 @@ def videollama2(
     return _placed(out[0], x, grid, window, real, position)
 
 
-@one_program
+@declared(
+    "transformation", ("audio",), "Frames side by side and a trained MLP.",
+    "arXiv 2402.08846", fixed=True,
+)  # fmt: skip
 def slam_asr(
     x: Float[Array, "batch seq dim"],
     *,

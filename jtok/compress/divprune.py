@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.selection import kept_in_order
 from jtok.errors import check
@@ -107,7 +108,11 @@ def _nearest_other(unit: Array, real: Array) -> Array:
     return jnp.moveaxis(near, 0, 1).reshape(batch, -1)[:, :seq]
 
 
-@one_program
+@declared(
+    "similarity", ("image", "video"),
+    "Keeps the tokens that are farthest from each other.",
+    "Alvar et al. 2025, arXiv 2503.02175", rounding="half_even",
+)  # fmt: skip
 def divprune(
     x: Float[Array, "batch seq dim"],
     *,

@@ -11,6 +11,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.matching import ranks_among
 from jtok.compress.selection import kept_in_order, token_scores, top_tokens
@@ -77,7 +78,11 @@ def _references(frames: int, compat: str | None) -> np.ndarray:
     return against
 
 
-@one_program
+@declared(
+    "similarity", ("video",),
+    "Drops tokens that look as the same place did in a frame before.",
+    "Tao et al. 2024, arXiv 2411.15024",
+)  # fmt: skip
 def dycoke(
     x: Float[Array, "batch seq dim"],
     *,

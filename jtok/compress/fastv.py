@@ -6,10 +6,10 @@ Source: Chen et al. 2024, arXiv 2403.06764.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jtok.compress.declared import declared
 from jtok.compress.interface import Budget, Compressed, check_tokens, compressed
 from jtok.compress.selection import kept_in_order, token_scores, top_tokens
 from jtok.errors import check
-from jtok.ops.eager import one_program
 from jtok.ops.plan import keep_plan
 
 __all__ = ["fastv", "fastv_budget"]
@@ -40,7 +40,10 @@ def fastv_budget(seq: int, image: int, drop: float) -> int:
     return seq - image + Budget(keep=1.0 - drop).of(image, "half_even")
 
 
-@one_program
+@declared(
+    "attention", ("image", "video"), "Keeps what the last word of the prompt looks at.",
+    "Chen et al. 2024, arXiv 2403.06764", rounding="half_even",
+)  # fmt: skip
 def fastv(
     x: Float[Array, "batch seq dim"],
     *,

@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_budget, check_tokens
 from jtok.compress.matching import Sides, best_matches, plan_of, ranks_among
 from jtok.errors import check
@@ -232,7 +233,11 @@ def grid_positions(frames: int, height: int, width: int) -> np.ndarray:
     return np.indices(sizes).reshape(3, -1).T.astype(np.int32)
 
 
-@one_program
+@declared(
+    "similarity", ("image", "video"),
+    "Halves each frame by joining its most similar tokens, until it fits.",
+    "Zhong et al. 2024, arXiv 2412.03248, section 3.1",
+)  # fmt: skip
 def aim(
     x: Float[Array, "batch seq dim"],
     *,

@@ -7,17 +7,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jtok.compress.cells import window_index
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens
 from jtok.compress.resample import plan_at
 from jtok.errors import check
-from jtok.ops.eager import one_program
 from jtok.ops.grids import pool_grid, stack_frames
 from jtok.ops.plan import Plan
 
 __all__ = ["frame_pooling", "frame_stacking"]
 
 
-@one_program
+@declared(
+    "transformation", ("audio",), "Averages neighbouring frames of sound.",
+    "arXiv 2407.10759, section 2", fixed=True,
+)  # fmt: skip
 def frame_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -57,7 +60,10 @@ def frame_pooling(
     return Compressed(frame_plan(there, step, real, position), tokens)
 
 
-@one_program
+@declared(
+    "transformation", ("audio",), "Frames of sound side by side in the channels.",
+    "arXiv 2402.08846, 2409.06666", trained=True, fixed=True,
+)  # fmt: skip
 def frame_stacking(
     x: Float[Array, "batch seq dim"],
     *,

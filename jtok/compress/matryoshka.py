@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jtok.compress.cells import Grid
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens
 from jtok.compress.resample import average_pooling
 from jtok.errors import check
@@ -48,7 +49,10 @@ def matryoshka_budgets(grid: Grid) -> tuple[int, ...]:
     )
 
 
-@one_program
+@declared(
+    "transformation", ("image", "video"), "One scale of nested averages of squares.",
+    "arXiv 2405.17430, section 3", fixed=True,
+)  # fmt: skip
 def matryoshka(
     x: Float[Array, "batch seq dim"],
     *,

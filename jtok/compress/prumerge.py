@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.selection import token_scores, top_tokens
 from jtok.errors import check
@@ -97,7 +98,11 @@ def _quantile(ranked: Array, count: Array, share: float) -> Array:
     return pick(low) + (pick(high) - pick(low)) * (at - low)
 
 
-@one_program
+@declared(
+    "attention", ("image",),
+    "Keeps attention outliers, each with a weighted sum of its like.",
+    "Shang et al. 2024, arXiv 2403.15388",
+)  # fmt: skip
 def prumerge(
     x: Float[Array, "batch seq dim"],
     *,
@@ -162,7 +167,10 @@ def prumerge(
     )
 
 
-@one_program
+@declared(
+    "attention", ("image",), "PruMerge that also keeps evenly spaced tokens.",
+    "Shang et al. 2024, arXiv 2403.15388, section 3.4",
+)  # fmt: skip
 def prumerge_plus(
     x: Float[Array, "batch seq dim"],
     *,

@@ -15,17 +15,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jtok.compress.cells import Grid, axes_of
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens
 from jtok.errors import check
 from jtok.nn.perceiver import PerceiverConfig, PerceiverResampler
 from jtok.nn.qformer import QFormer, QFormerConfig
-from jtok.ops.eager import one_program
 from jtok.ops.plan import cell_plan
 
 __all__ = ["perceiver", "qformer", "windowed_qformer"]
 
 
-@one_program
+@declared(
+    "query", ("image", "video"), "Trained latents read all tokens, layer by layer.",
+    "arXiv 2204.14198, section 3.1.1", fixed=True,
+)  # fmt: skip
 def perceiver(
     x: Float[Array, "batch seq dim"],
     *,
@@ -76,7 +79,11 @@ def perceiver(
     return _looked(out[0][:, 0], looked, real, position)
 
 
-@one_program
+@declared(
+    "query", ("image", "video"),
+    "Trained queries of a BERT-like transformer read the image.",
+    "arXiv 2301.12597, section 3", fixed=True,
+)  # fmt: skip
 def qformer(
     x: Float[Array, "batch seq dim"],
     *,
@@ -121,7 +128,10 @@ def qformer(
     return _looked(tokens, seen, real, position)
 
 
-@one_program
+@declared(
+    "query", ("audio",), "A Q-Former reads sound window by window.",
+    "arXiv 2310.13289, section 3.1", fixed=True,
+)  # fmt: skip
 def windowed_qformer(
     x: Float[Array, "batch seq dim"],
     *,

@@ -24,8 +24,8 @@ from jtok.compress.cells import (
     window_index,
     window_of,
 )
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens
-from jtok.ops.eager import one_program
 from jtok.ops.grids import (
     adaptive_pool,
     pixel_unshuffle,
@@ -45,7 +45,11 @@ __all__ = [
 ]
 
 
-@one_program
+@declared(
+    "transformation", ("image", "video"),
+    "Squares of tokens side by side in the channels.", "arXiv 2404.16821, 2409.11402",
+    trained=True, fixed=True,
+)  # fmt: skip
 def unshuffle(
     x: Float[Array, "batch seq dim"],
     *,
@@ -99,7 +103,10 @@ def unshuffle(
     return Compressed(plan, wide.reshape(x.shape[0], -1, wide.shape[-1]))
 
 
-@one_program
+@declared(
+    "transformation", ("image", "video", "audio"),
+    "Averages windows that do not overlap.", "arXiv 2505.07062, 2406.16852", fixed=True,
+)  # fmt: skip
 def average_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -140,7 +147,10 @@ def average_pooling(
     return _in_windows(x, budget, grid, window, valid, position, "mean")
 
 
-@one_program
+@declared(
+    "transformation", ("image", "video", "audio"),
+    "The largest of every channel in windows.", "arXiv 2507.20198", fixed=True,
+)  # fmt: skip
 def max_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -176,7 +186,11 @@ def max_pooling(
     return _in_windows(x, budget, grid, window, valid, position, "max")
 
 
-@one_program
+@declared(
+    "transformation", ("image", "video", "audio"),
+    "Averages a grid into one of any smaller size.", "arXiv 2405.20985, 2404.16994",
+    fixed=True,
+)  # fmt: skip
 def adaptive_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -218,7 +232,10 @@ def adaptive_pooling(
     return _in_cells(x, budget, grid, cells, valid, position, adaptive_pool)
 
 
-@one_program
+@declared(
+    "transformation", ("image", "video", "audio"),
+    "Reads the grid linearly at fewer places.", "arXiv 2408.03326", fixed=True,
+)  # fmt: skip
 def bilinear_pooling(
     x: Float[Array, "batch seq dim"],
     *,
@@ -259,7 +276,10 @@ def bilinear_pooling(
     return _in_cells(x, budget, grid, cells, valid, position, resize_bilinear)
 
 
-@one_program
+@declared(
+    "transformation", ("image", "video"),
+    "Adaptive pooling of each image to 144 tokens.", "arXiv 2405.20985", fixed=True,
+)  # fmt: skip
 def deco(
     x: Float[Array, "batch seq dim"],
     *,
@@ -296,7 +316,10 @@ def deco(
     return adaptive_pooling(x, budget=budget, grid=grid, valid=valid, position=position)
 
 
-@one_program
+@declared(
+    "transformation", ("video",), "Adaptive pooling over space and time together.",
+    "arXiv 2404.16994, section 3", fixed=True,
+)  # fmt: skip
 def pllava(
     x: Float[Array, "batch seq dim"],
     *,

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.pitome import pitome
 from jtok.compress.tome import tome
-from jtok.ops.eager import one_program
 from jtok.ops.plan import Plan, identity_plan
 
 __all__ = ["merge_rounds", "pitome_tokens", "tome_tokens"]
@@ -63,7 +63,11 @@ def merge_rounds(
     return plan
 
 
-@one_program
+@declared(
+    "similarity", ("image", "video", "audio", "text"),
+    "Even tokens join the most similar odd ones, in rounds.",
+    "Bolya et al. 2023, arXiv 2210.09461", name="tome",
+)  # fmt: skip
 def tome_tokens(
     x: Float[Array, "batch seq dim"],
     *,
@@ -103,7 +107,11 @@ def tome_tokens(
     return compressed(x, plan, how="mean")
 
 
-@one_program
+@declared(
+    "similarity", ("image", "video", "audio", "text"),
+    "Tokens of high energy merge, those of even rank into those of odd rank, "
+    "in rounds.", "Tran et al. 2024, arXiv 2405.16148", name="pitome",
+)  # fmt: skip
 def pitome_tokens(
     x: Float[Array, "batch seq dim"],
     *,

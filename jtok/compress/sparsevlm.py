@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jtok.compress.declared import declared
 from jtok.compress.density import density_peaks
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.matching import ranks_among
@@ -99,7 +100,11 @@ def relevance(
     return total / jnp.maximum(jnp.sum(rates, axis=1, keepdims=True), 1)
 
 
-@one_program
+@declared(
+    "query", ("image", "video"),
+    "Keeps what the words that matter look at, clusters some others.",
+    "Zhang et al. 2024, arXiv 2410.04417",
+)  # fmt: skip
 def sparsevlm(
     x: Float[Array, "batch seq dim"],
     *,

@@ -10,17 +10,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jtok.compress.declared import declared
 from jtok.compress.interface import Compressed, check_tokens, compressed
 from jtok.compress.selection import token_scores, top_tokens
 from jtok.errors import check
-from jtok.ops.eager import one_program
 from jtok.ops.energy import unit_rows
 from jtok.ops.plan import Plan, join_plan
 
 __all__ = ["visionzip"]
 
 
-@one_program
+@declared(
+    "attention", ("image", "video"),
+    "Keeps what the class token looks at, merges the rest into a few.",
+    "Yang et al. 2024, arXiv 2412.04467",
+)  # fmt: skip
 def visionzip(
     x: Float[Array, "batch seq dim"],
     *,

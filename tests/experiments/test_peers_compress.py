@@ -7,16 +7,16 @@ import pytest
 from experiments.peers_compress.ask import PeerError, ask
 
 REQUEST = {
-    "tome": "nowhere", "width": 64, "leaving": [1], "seq": 4, "batch": 1, "rounds": 1,
-    "threads": 1, "seed": 0,
+    "tome": "nowhere", "pitome": "", "width": 64, "leaving": [1], "keep": 0.7, "seq": 4,
+    "batch": 1, "rounds": 1, "threads": 1, "seed": 0,
 }  # fmt: skip
 
 
 def test_a_python_that_is_not_there():
     with pytest.raises(PeerError, match="cannot run 'no-such-python'"):
-        ask("no-such-python", "tome_with_torch.py", REQUEST, 1)
+        ask("no-such-python", "merging_with_torch.py", REQUEST, 1)
 
 
 def test_a_checkout_that_is_not_there():
     with pytest.raises(PeerError, match="needs torch, and ToMe at tome_path"):
-        ask(sys.executable, "tome_with_torch.py", REQUEST, 1)
+        ask(sys.executable, "merging_with_torch.py", REQUEST, 1)
