@@ -26,8 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import aim_clock, scene_models, scenes
-from experiments.intervals import student_interval
+from experiments import aim_clock, aim_report, scene_models, scenes
 from experiments.scenes import SceneConfig
 from jtok import compress, nn
 from jtok.compress import AimScore, LastTokenScore
@@ -53,6 +52,7 @@ CLAIMS = (
 SOURCES = (
     "experiments/aim_clock.py",
     "experiments/aim_llava.py",
+    "experiments/aim_report.py",
     "experiments/scene_models.py",
     "experiments/scenes.py",
     "jtok/compress/depth.py",
@@ -161,7 +161,7 @@ def run(config: Config, report: Any) -> None:
         report.data("synthetic scenes", scenes.__doc__.encode(), kind="synthetic")
         for seed in report.progress(config.seeds, "seeds"):
             found.append(_scenes(config, seed, report))
-    _report_answers(config, found, report)
+    aim_report.answers(found, report)
     aim_clock.speed(config, report)
 
 
@@ -311,126 +311,3 @@ def _places(kept: np.ndarray, cells: np.ndarray) -> dict[str, float]:
     place = np.mean([(kept[i] * index).sum() / kept[i].sum() for i in some])
     fact = np.mean([kept[i][np.arange(rows), cells].mean() for i in some])
     return {"mean place": float(place), "asked object kept": float(fact)}
-
-
-# Report ------------------------
-
-
-def _report_answers(config: Config, found: list[Any], report: Any) -> None:
-    names = list(found[0]["rows"])
-    of = lambda name, what: [row["rows"][name].get(what) for row in found]
-    base_cost = of(names[0], "flops")[0]
-    table = []
-    for name in names:
-        values, row = of(name, "accuracy"), {"setting": name}
-        row["FLOPs, % of base"] = round(100 * of(name, "flops")[0] / base_cost, 1)
-        row["accuracy"] = round(float(np.mean(values)), 4)
-        for what in ("mean place", "asked object kept"):
-            there = of(name, what)
-            row[what] = None if None in there else round(float(np.mean(there)), 3)
-        row |= {
-            f"seed {r['seed']}": round(v, 4) for r, v in zip(found, values, strict=True)
-        }
-        table.append(row)
-        report.metric(**row)
-    report.table("Answers with fewer visual tokens", table)
-    _figure(table, report)
-    gap = lambda one, two: np.array(of(one, "accuracy")) - np.array(of(two, "accuracy"))
-    _report_claims(found, of, gap, report)
-
-
-def _report_claims(found: list[Any], of: Any, gap: Any, report: Any) -> None:
-    n = len(found)
-    report.claim(
-        "same_tokens_in_both_modes", "share of tokens on which both modes agree",
-        paper="none", measured=float(np.mean([r["same"] for r in found])), unit="share",
-        op=">=", bound=0.999, n=n,
-        reason="importances so near that rounding decides",
-    )  # fmt: skip
-    report.claim(
-        "compact_equals_mask", "largest difference of logits for the same kept tokens",
-        paper="section 2.4: exactly zero", unit="nats", op="<=", bound=1e-3, n=n,
-        measured=max(r["difference"] for r in found), reason="a bug: please report it",
-    )  # fmt: skip
-    middle, late, early = (
-        f"{name} ramp, PageRank" for name in ("middle", "late", "early")
-    )
-    there = lambda name: np.array([v or 0.0 for v in of(name, "asked object kept")])
-    finds = there(middle) - there("middle ramp, random")
-    for id_, claim, paper, values, op, bound, reason in (
-        (
-            "late_ramp_is_free", "accuracy lost by the late ramp",
-            "58.0 to 58.1 of VideoMME", gap("base", late), "<", 0.02,
-            "the answer is read from visual tokens later than the ramp begins",
-        ),
-        (
-            "early_ramp_costs", "accuracy lost by the early ramp", "58.0 to 41.9",
-            gap("base", early), ">", 0.1,
-            "the few layers before it have read what is asked",
-        ),
-        (
-            "merging_is_free", "accuracy lost by merging to 25 %", "58.2 to 58.0",
-            gap("base", "merged to 25 %"), "<", 0.02,
-            "a fact is one patch here: averaged with background it is lost, where a "
-            "real image or video repeats it",
-        ),
-        (
-            "merging_and_ramp_are_free", "accuracy lost by 25 % and the late ramp",
-            "58.2 to 58.2", gap("base", "AIM: 25 % and late ramp"), "<", 0.02,
-            "as for merging alone",
-        ),
-        (
-            "pagerank_beats_random", "accuracy above random tokens, middle ramp",
-            "importance chooses", gap(middle, "middle ramp, random"), ">", 0.0,
-            "a model that reads all it needs in its first layer loses nothing by any "
-            "choice, or the walk ends at the first tokens, whatever they hold",
-        ),
-        (
-            "pagerank_finds_the_object", "how much oftener than a random choice the "
-            "middle ramp keeps the object that is asked about", "importance chooses",
-            finds, ">", 0.0, "the walk ends at the first tokens, whatever they hold",
-        ),
-        (
-            "pagerank_near_last_token", "accuracy below the last token's attention",
-            "none", -gap(middle, "middle ramp, last token"), "<", 0.02,
-            "only the last token knows what is asked; the walk starts at all",
-        ),
-        (
-            "beats_fastv_at_equal_flops", "accuracy above FastV at equal FLOPs",
-            "58.2 against 55.9", gap(middle, "FastV, layer 1"), ">", 0.0,
-            "the score of FastV reads the question, and prunes where it is read",
-        ),
-        (
-            "beats_vtw_at_equal_flops", "accuracy above VTW at equal FLOPs",
-            "58.2 against 41.0", gap(middle, "VTW"), ">", 0.0,
-            "visual tokens are read before VTW drops them",
-        ),
-        (
-            "position_bias", "mean place of kept tokens, 0 first and 1 last",
-            "none: with flat attention the earliest tokens win",
-            np.array([v if v is not None else 0.5 for v in of(middle, "mean place")]),
-            "<", 0.5, "attention here is sharp",
-        ),
-    ):  # fmt: skip
-        report.claim(
-            id_, claim, paper=paper, measured=round(float(np.mean(values)), 4),
-            unit="share", op=op, bound=bound, ci95=student_interval(values), n=n,
-            reason=reason,
-        )  # fmt: skip
-
-
-def _figure(table: list[Any], report: Any) -> None:
-    from matplotlib.figure import Figure
-
-    fig = Figure(figsize=(7, 4))
-    axes = fig.subplots()
-    groups = {"PageRank": "o", "last token": "s", "first tokens": "^", "random": "x"}
-    for row in table:
-        x, y, name = row["FLOPs, % of base"], row["accuracy"], row["setting"]
-        score = name.split(", ")[-1]
-        axes.plot(x, y, groups.get(score, "*"), color="k" if score in groups else "r")
-        axes.annotate(
-            name, (x, y), fontsize=5, xytext=(3, 2), textcoords="offset points"
-        )
-    axes.set(xlabel="FLOPs of the decoder, % of base", ylabel="accuracy")
-    report.figure("Accuracy against FLOPs", fig)

@@ -53,6 +53,11 @@ def speed(config: Any, report: Any) -> None:
         "Masks compute every token in every layer and rank them beside: they are no "
         "speed-up, and stand in the table to say so."
     )
+    _claims(config, rows, report)
+
+
+def _claims(config: Any, rows: list[dict[str, Any]], report: Any) -> None:
+    base = rows[0]["prefill, ms"]
     time_of = lambda **wanted: next(
         row["prefill, ms"] for row in rows if wanted.items() <= row.items()
     )

@@ -367,6 +367,13 @@ def _report_claims(
     search: list[dict[str, Any]],
     report: Any,
 ) -> None:
+    _claim_nats(config, found, report)
+    _claim_texts(config, written, report)
+    _claim_search(config, search, report)
+
+
+def _claim_nats(config: Config, found: list[Any], report: Any) -> None:
+    """What merging costs, and how much shorter it makes texts."""
     apart = max(
         abs(f[0][name] - f[0]["unmerged"])
         for f in found for name in _methods([f])
@@ -376,10 +383,8 @@ def _report_claims(
         paper="M = 0 is static tokenization", measured=round(apart, 7), unit="nats",
         op="<=", bound=1e-6, n=len(found), reason="a bug: please report it",
     )  # fmt: skip
-    for claim, name in (
-        ("network_at_the_limit", RESIDUAL),
-        ("zett_at_the_limit", ZETT),
-    ):
+    names = {"network_at_the_limit": RESIDUAL, "zett_at_the_limit": ZETT}
+    for claim, name in names.items():
         if name not in found[0][ALL]:
             continue
         removed = _removed(found, name)
@@ -391,6 +396,19 @@ def _report_claims(
             ci95=student_interval(removed),
             n=len(removed), reason="the network is small and was trained for few steps",
         )  # fmt: skip
+    before = config.rows * config.length
+    shorter = [100 * (1 - f[ALL]["tokens"] / before) for f in found]
+    report.claim(
+        "shorter", f"tokens fewer at full merging of up to {config.pieces} pieces",
+        paper="over 20% shorter on average (XNLI, 14 languages)",
+        measured=round(float(np.mean(shorter)), 2), unit="%", op=">=", bound=20.0,
+        ci95=student_interval(shorter), n=len(shorter),
+        reason="few pre-tokens of these texts have more than one piece",
+    )  # fmt: skip
+
+
+def _claim_texts(config: Config, written: list[dict[str, Any]], report: Any) -> None:
+    """Texts from many tokens beside those from the base's rows."""
     few, many = written[1], written[-1]
     report.claim(
         "more_bytes_a_token",
@@ -409,15 +427,10 @@ def _report_claims(
         reason="a network of this size, trained for few steps, writes tokens that the "
         "base would not",
     )  # fmt: skip
-    before = config.rows * config.length
-    shorter = [100 * (1 - f[ALL]["tokens"] / before) for f in found]
-    report.claim(
-        "shorter", f"tokens fewer at full merging of up to {config.pieces} pieces",
-        paper="over 20% shorter on average (XNLI, 14 languages)",
-        measured=round(float(np.mean(shorter)), 2), unit="%", op=">=", bound=20.0,
-        ci95=student_interval(shorter), n=len(shorter),
-        reason="few pre-tokens of these texts have more than one piece",
-    )  # fmt: skip
+
+
+def _claim_search(config: Config, search: list[dict[str, Any]], report: Any) -> None:
+    """Lists of the best rows, exact and approximate."""
     by_name = {row["search"]: row for row in search}
     report.claim(
         "exact_search", "recall of the blocked search", paper="none: exact",

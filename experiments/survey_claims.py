@@ -123,22 +123,39 @@ def claim_all(results: Results, report: Any) -> None:
       results: what was measured.
       report: where they go.
     """
-    whole, found, points = results.whole, results.found, results.points
-    quarter, ninth = results.budgets[-2:]
-    full = np.array([100 * row["accuracy"] for row in whole])
-    best = results.best
-    seen = lambda at, *labels: (
-        f"right at {at} tokens: "
-        + ", ".join(f"{label} {points(label, at).mean():.1f} %" for label in labels)
-        + f"; with all {full.mean():.1f} %"
+    _accuracy_claims(results, report)
+    _method_claims(results, report)
+    _position_claim(results.found, report)
+    _cost_claims(results, report)
+
+
+def _full(results: Results) -> np.ndarray:
+    """Per cent of right answers with all tokens, one a seed."""
+    return np.array([100 * row["accuracy"] for row in results.whole])
+
+
+def _seen(results: Results, at: int, *labels: str) -> str:
+    each = (f"{label} {results.points(label, at).mean():.1f} %" for label in labels)
+    return (
+        f"right at {at} tokens: {', '.join(each)}; with all "
+        f"{_full(results).mean():.1f} %"
     )
-    claim = functools.partial(_difference, report)
+
+
+def _accuracy_claims(results: Results, report: Any) -> None:
+    """Whether the task can tell, budgets, and what the best methods lose."""
+    full, points, best = _full(results), results.points, results.best
+    quarter, ninth = results.budgets[-2:]
+    claim, seen = (functools.partial(f, x) for f, x in
+                   ((_difference, report), (_seen, results)))  # fmt: skip
     claim(
         "informative", "random tokens at the smallest budget lose much", "baselines",
         full - points("random", ninth), ">=", 20.0,
         seen(ninth, "random", "uniform"),
     )  # fmt: skip
-    counts = [row["rows"] - at for (_, at), each in found.items() for row in each]
+    counts = [
+        row["rows"] - at for (_, at), each in results.found.items() for row in each
+    ]
     report.claim(
         "budgets", "every method leaves exactly its budget of rows",
         paper="section 2: K is static", measured=int(np.abs(counts).max()),
@@ -154,52 +171,63 @@ def claim_all(results: Results, report: Any) -> None:
         "1/9 of 576 tokens keeps about 94 % (VisionZip, DivPrune)",
         full - points(best(ninth), ninth), "<=", 5.0, seen(ninth, best(ninth)),
     )  # fmt: skip
-    reads, blind = best(ninth, inside=True), best(ninth, inside=False)
+
+
+def _method_claims(results: Results, report: Any) -> None:
+    """Which kinds of method do better at a ninth."""
+    points, ninth = results.points, results.budgets[-1]
+    claim = functools.partial(_difference, report)
+    seen = functools.partial(_seen, results, ninth)
+    reads, blind = results.best(ninth, inside=True), results.best(ninth, inside=False)
     claim(
         "question",
         f"{reads}, which sees the question, beats {blind}, which does not, at a ninth",
         "text-guided methods keep what is asked for",
         points(reads, ninth) - points(blind, ninth), ">=", 0.0,
-        seen(ninth, reads, blind) + ": a ninth has room for all objects of a scene",
+        seen(reads, blind) + ": a ninth has room for all objects of a scene",
     )  # fmt: skip
     claim(
         "attention", "class attention beats even spacing at a ninth",
         "attention ranks better than a uniform stride",
         points("class attention", ninth) - points("uniform", ninth), ">=", 5.0,
-        seen(ninth, "class attention", "column means", "uniform"),
+        seen("class attention", "column means", "uniform"),
     )  # fmt: skip
     claim(
         "diversity", "DivPrune beats even spacing at a ninth",
         "diversity covers rare things", points("divprune", ninth)
-        - points("uniform", ninth), ">=", 5.0,
-        seen(ninth, "divprune", "uniform"),
+        - points("uniform", ninth), ">=", 5.0, seen("divprune", "uniform"),
     )  # fmt: skip
     claim(
         "averages", "averages of squares lose much at a ninth",
-        "fixed pooling is content-blind", full - points("average_pooling", ninth),
-        ">=", 5.0, seen(ninth, "average_pooling"),
+        "fixed pooling is content-blind",
+        _full(results) - points("average_pooling", ninth), ">=", 5.0,
+        seen("average_pooling"),
     )  # fmt: skip
-    _position_claim(results.found, report)
+
+
+def _cost_claims(results: Results, report: Any) -> None:
+    """FLOPs and time at a ninth."""
+    ninth, whole = results.budgets[-1], results.whole[0]["ms"]
     cost = lambda at: _cost(results, at).flops
-    ratio = cost(ninth) / cost(results.count)
     report.claim(
         "cheaper", "FLOPs of the decoder at a ninth, of those with all tokens",
-        paper="1.35 of 8.18 T at 64 of 576 (LLaVA-1.5-7B)", measured=round(ratio, 4),
-        unit="ratio", op="<=", bound=0.2,
+        paper="1.35 of 8.18 T at 64 of 576 (LLaVA-1.5-7B)",
+        measured=round(cost(ninth) / cost(results.count), 4), unit="ratio", op="<=",
+        bound=0.2,
     )  # fmt: skip
     time_of = {
-        case.label: found[case.label, ninth][0]["ms"]
+        case.label: results.found[case.label, ninth][0]["ms"]
         for case in results.cases
-        if not case.inside and (case.label, ninth) in found
+        if not case.inside and (case.label, ninth) in results.found
     }
     quick = min(time_of, key=lambda label: time_of[label])
     report.claim(
         "faster", "time of a question at a ninth, of that with all tokens: the median "
         "of the methods before the decoder", paper="measured speed-ups of 2 to 8",
-        measured=round(float(np.median(list(time_of.values()))) / whole[0]["ms"], 3),
+        measured=round(float(np.median(list(time_of.values()))) / whole, 3),
         unit="ratio", op="<=", bound=0.5, n=len(time_of),
         reason=f"the fastest ({quick}) takes {time_of[quick]:.3f} ms, all tokens "
-        f"{whole[0]['ms']:.3f} ms: choosing costs as much as small layers save",
+        f"{whole:.3f} ms: choosing costs as much as small layers save",
     )  # fmt: skip
 
 
