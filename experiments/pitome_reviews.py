@@ -83,11 +83,14 @@ def _text_methods(config: Any, keep: float) -> dict[str, Any]:
     acting = range(min(config.layers, 3))
     margins = linear_margins(config.layers, 0.9, 0.25)[: len(acting)]
     shared["layers"] = tuple(acting)
-    return {
+    made = {
         "PiToMe, text": schedule(pitome, rule="text", margin=margins, **shared),
         "ToMe": schedule(tome, **shared),
         "random, dropped": schedule(random_merge, drop=True, **shared),
     }
+    if config.few:
+        del made["ToMe"]
+    return made
 
 
 def _report_reviews(
@@ -96,7 +99,7 @@ def _report_reviews(
     whole = flops(made, (config.words,) * (config.layers + 1)).flops
     rows = [{"keep": 1.0, "method": "all tokens", "accuracy": float(np.mean(dense))}]
     for (keep, name), values in lost.items():
-        counts = _text_methods(config, keep)["ToMe"].token_counts(
+        counts = _text_methods(config, keep)["PiToMe, text"].token_counts(
             config.words, config.layers, prefix=1
         )
         low, high = student_interval(values) or (np.nan, np.nan)

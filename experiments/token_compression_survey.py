@@ -338,9 +338,8 @@ class Trial:
     def _plan(self, case: Case, budget: int) -> Any:
         if case.inside:
             layer, name = self.config.layer, case.method.name
-            tokens = self.inputs["tokens"][self.asked[:1]]
-            args = (self.model, tokens, self.questions[:1])
-            _, found = _inside(layer, name, budget, *args)
+            tokens = self.inputs["tokens"][self.asked]
+            _, found = _inside(layer, name, budget, self.model, tokens, self.questions)
         else:
             act = _before(case.method.name, budget, self.config.scene.grid)
             found = act(self.inputs["tokens"], self.given(case))
