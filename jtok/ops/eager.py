@@ -1,6 +1,7 @@
 """Array functions as one program each, also where no caller compiles them."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -56,6 +57,8 @@ def one_program(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **options)
         return program(fixed, arrays)
 
+    # Other wrappers are not shown, so that signatures are those of the function.
+    vars(call)["__wrapped__"] = inspect.unwrap(function)
     return call
 
 
