@@ -38,7 +38,8 @@ def speed(config: Any, report: Any) -> None:
             ("ramp", ramp, "compact"),
             ("ramp", ramp, "mask"),
         ):
-            if mode == "mask" and keep < 1:
+            needed = mode == "mask" or (keep < 1) == (name == "ramp")
+            if (mode == "mask" and keep < 1) or (config.few and not needed):
                 continue
             row = {"merged to": keep, "schedule": name, "mode": mode}
             rows.append(row | _timed(config, lm, visual, text, schedule, mode))
