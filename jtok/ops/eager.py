@@ -35,7 +35,7 @@ def one_program(function: Callable[P, R]) -> Callable[P, R]:
     def run(fixed: tuple[tuple[Any, ...], ...], arrays: dict[str, Any]) -> R:
         given = {name: value for name, value, _ in fixed} | arrays
         places = sorted((name for name in given if name.isdigit()), key=int)
-        return function(*[given.pop(name) for name in places], **given)  # type: ignore[call-arg]
+        return function(*[given.pop(name) for name in places], **given)
 
     run.__name__ = run.__qualname__ = function.__name__
     program = jax.jit(run, static_argnums=0, inline=True)
