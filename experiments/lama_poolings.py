@@ -14,6 +14,7 @@ from jtok.ops.segments import attend
 __all__ = [
     "POOLINGS",
     "SCALED",
+    "SHARP",
     "THIN",
     "TransformerPooler",
     "head_of",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 THIN, SCALED = "lama, no word MLP", "lama, learnt scale"
+SHARP = "lama, learnt scale from 8"
 POOLINGS = (
     "mean", "max", "last", "additive", "structured", "transformer", "lama",
     "lama, mean context", "lama, no norm", SCALED, THIN,
@@ -84,6 +86,7 @@ def poolings(config: Any, width: int) -> dict[str, tuple[Any, bool]]:
         "lama, mean context": (change(context="mean"), True),
         "lama, no norm": (change(normalize=False), True),
         SCALED: (change(learn_scale=True), True),
+        SHARP: (change(learn_scale=True, score_scale=8.0), True),
         THIN: (lama, False),
     }
 

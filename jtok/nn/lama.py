@@ -16,7 +16,9 @@ from jtok.nn.poolers import (
     attend_heads,
     check_mask,
     check_widths,
+    lecun_matrix,
     masked_mean,
+    weighed_tokens,
 )
 
 __all__ = ["LamaPooler", "fold_context"]
@@ -112,7 +114,7 @@ class LamaPooler:
     def _matrix(self, key: Array, rows: int) -> Array:
         shape = (rows, self.heads)
         if self.start == "lecun":
-            return jax.nn.initializers.lecun_normal()(key, shape).astype(self.dtype)
+            return lecun_matrix(key, shape, self.dtype)
         most = self.heads**-0.5
         return jax.random.uniform(key, shape, minval=-most, maxval=most).astype(
             self.dtype
@@ -196,14 +198,12 @@ class LamaPooler:
           `Pooled`.
 
         Raises:
-          ArgumentError: a shape that does not fit, a mask of other values than 0 and 1,
-            or a context that is missing, not asked for, or of another width.
+          ArgumentError: a shape that does not fit, a mask of other values than 0 and 1
+            (traced by jit, all but 0 is real), or a context that is missing, not asked
+            for, or of another width.
         """
         real = check_mask(mask, values, self.width)
-        x = values if scored is None else scored
-        good = x.shape == values.shape
-        check(good, "scored", f"shape {x.shape}", f"{list(values.shape)}")
-        x = jnp.where(real[..., None], x, 0)
+        x = weighed_tokens(values, scored, real)
         scores = self.scores(params, x, real, context=context)
         scale = params.get("score_scale", self.score_scale)
         return attend_heads(scores * scale, values, real)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jtok.errors import check
-from jtok.nn.poolers import LOW, Pooled, check_mask, check_widths, masked_mean
+from jtok.nn.poolers import LOW, OneVector, Pooled, check_widths, masked_mean
 
 __all__ = ["LastPooler", "MaxPooler", "MeanPooler"]
 
@@ -15,7 +15,21 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanPooler:
+class _Plain(OneVector):
+    """What all three are: a width, and nothing that trains."""
+
+    width: int
+
+    def __post_init__(self) -> None:
+        check_widths(self, "width")
+
+    def init(self, key: Array) -> PyTree:
+        """No parameters."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanPooler(_Plain):
     """The mean of the real tokens, taken in float32; no parameters.
 
     Attributes:
@@ -31,38 +45,16 @@ class MeanPooler:
       [[[2.0]]]
     """
 
-    width: int
-
-    def __post_init__(self) -> None:
-        check_widths(self, "width")
-
-    @property
-    def heads(self) -> int:
-        """One."""
-        return 1
-
-    def init(self, key: Array) -> PyTree:
-        """No parameters."""
-        return {}
-
-    def __call__(
-        self,
-        params: PyTree,
-        values: Array,
-        mask: Any = None,
-        *,
-        scored: Array | None = None,
-        context: Any = None,
+    def _pool(
+        self, params: PyTree, values: Array, scored: Array | None, real: Array
     ) -> Pooled:
-        """Pools; only `values` and `mask` are looked at."""
-        real = check_mask(mask, values, self.width)
         vectors = masked_mean(values, real)[:, None].astype(values.dtype)
         count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
         return Pooled(vectors, (real / count).astype(jnp.float32)[:, None])
 
 
 @dataclasses.dataclass(frozen=True)
-class MaxPooler:
+class MaxPooler(_Plain):
     """The largest value of each feature over real tokens; no parameters.
 
     Attributes:
@@ -78,31 +70,9 @@ class MaxPooler:
       [[[3.0]]]
     """
 
-    width: int
-
-    def __post_init__(self) -> None:
-        check_widths(self, "width")
-
-    @property
-    def heads(self) -> int:
-        """One."""
-        return 1
-
-    def init(self, key: Array) -> PyTree:
-        """No parameters."""
-        return {}
-
-    def __call__(
-        self,
-        params: PyTree,
-        values: Array,
-        mask: Any = None,
-        *,
-        scored: Array | None = None,
-        context: Any = None,
+    def _pool(
+        self, params: PyTree, values: Array, scored: Array | None, real: Array
     ) -> Pooled:
-        """Pools; only `values` and `mask` are looked at."""
-        real = check_mask(mask, values, self.width)
         low = jnp.asarray(LOW, values.dtype)
         kept = jnp.where(real[..., None], values, low)
         top = jnp.max(kept, axis=1, keepdims=True, initial=low)
@@ -110,7 +80,7 @@ class MaxPooler:
 
 
 @dataclasses.dataclass(frozen=True)
-class LastPooler:
+class LastPooler(_Plain):
     """The state after the whole text; no parameters.
 
     Attributes:
@@ -129,34 +99,16 @@ class LastPooler:
       [[[1.0]]]
     """
 
-    width: int
     both_ways: bool = False
 
     def __post_init__(self) -> None:
-        check_widths(self, "width")
+        super().__post_init__()
         good = not (self.both_ways and self.width % 2)
         check(good, "width", self.width, "an even number for two directions")
 
-    @property
-    def heads(self) -> int:
-        """One."""
-        return 1
-
-    def init(self, key: Array) -> PyTree:
-        """No parameters."""
-        return {}
-
-    def __call__(
-        self,
-        params: PyTree,
-        values: Array,
-        mask: Any = None,
-        *,
-        scored: Array | None = None,
-        context: Any = None,
+    def _pool(
+        self, params: PyTree, values: Array, scored: Array | None, real: Array
     ) -> Pooled:
-        """Pools; only `values` and `mask` are looked at."""
-        real = check_mask(mask, values, self.width)
         batch, seq = real.shape
         if not seq:
             return Pooled(jnp.zeros((batch, 1, self.width), values.dtype))

@@ -20,6 +20,8 @@ from jtok.errors import check
 
 __all__ = [
     "AdditivePooler",
+    "ContextFree",
+    "OneVector",
     "Pooled",
     "Pooler",
     "StructuredPooler",
@@ -27,8 +29,10 @@ __all__ = [
     "attention_penalty",
     "check_mask",
     "check_widths",
+    "lecun_matrix",
     "masked_mean",
     "masked_softmax",
+    "weighed_tokens",
 ]
 
 PyTree = Any
@@ -173,8 +177,8 @@ def attention_penalty(
     return jnp.sum(each) / jnp.maximum(jnp.sum(real), 1)
 
 
-def _scored(values: Array, scored: Array | None, real: Array) -> Array:
-    """What is weighed, with nothing of the padding left in it."""
+def weighed_tokens(values: Array, scored: Array | None, real: Array) -> Array:
+    """`scored`, or else the values, with nothing of the padding left in it."""
     if scored is None:
         scored = values
     good = scored.shape == values.shape
@@ -182,7 +186,8 @@ def _scored(values: Array, scored: Array | None, real: Array) -> Array:
     return jnp.where(real[..., None], scored, 0)
 
 
-def _lecun(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
+def lecun_matrix(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """LeCun normal values: of variance 1 / rows."""
     return jax.nn.initializers.lecun_normal()(key, shape).astype(dtype)
 
 
@@ -190,11 +195,65 @@ def _product(x: Array, kernel: Array) -> Array:
     return x.astype(jnp.float32) @ kernel.astype(jnp.float32)
 
 
+class ContextFree:
+    """A pooler that compares tokens with no context: the call that such ones share.
+
+    Their `_pool` takes the parameters, the values, what is weighed as it was given (or
+    None), and the checked mask.
+    """
+
+    width: int
+
+    def __call__(
+        self,
+        params: PyTree,
+        values: Array,
+        mask: Any = None,
+        *,
+        scored: Array | None = None,
+        context: Any = None,
+    ) -> Pooled:
+        """Pools.
+
+        Args:
+          params: as from `init`.
+          values: `[batch, seq, width]` vectors to pool.
+          mask: `[batch, seq]` True for real tokens; None lets all be real. Padding may
+            hold anything.
+          scored: `[batch, seq, width]` what is weighed, by poolers that weigh tokens;
+            None takes `values`.
+          context: not looked at.
+
+        Returns:
+          `Pooled`.
+
+        Raises:
+          ArgumentError: a shape that does not fit, or a mask of other values than 0
+            and 1 (traced by jit, all but 0 is real).
+        """
+        real = check_mask(mask, values, self.width)
+        return self._pool(params, values, scored, real)
+
+    def _pool(
+        self, params: PyTree, values: Array, scored: Array | None, real: Array
+    ) -> Pooled:
+        raise NotImplementedError
+
+
+class OneVector(ContextFree):
+    """A pooler that makes one vector of a row."""
+
+    @property
+    def heads(self) -> int:
+        """One."""
+        return 1
+
+
 # ---- the poolers
 
 
 @dataclasses.dataclass(frozen=True)
-class StructuredPooler:
+class StructuredPooler(ContextFree):
     """Multi-head attention pooling by a small network: `W2 tanh(W1 x)`.
 
     Attributes:
@@ -227,28 +286,20 @@ class StructuredPooler:
         """Parameters: `first` `[width, hidden]` and `second` `[hidden, heads]`."""
         one, two = jax.random.split(key)
         return {
-            "first": _lecun(one, (self.width, self.hidden), self.dtype),
-            "second": _lecun(two, (self.hidden, self.heads), self.dtype),
+            "first": lecun_matrix(one, (self.width, self.hidden), self.dtype),
+            "second": lecun_matrix(two, (self.hidden, self.heads), self.dtype),
         }
 
-    def __call__(
-        self,
-        params: PyTree,
-        values: Array,
-        mask: Any = None,
-        *,
-        scored: Array | None = None,
-        context: Any = None,
+    def _pool(
+        self, params: PyTree, values: Array, scored: Array | None, real: Array
     ) -> Pooled:
-        """Pools; `context` is not looked at."""
-        real = check_mask(mask, values, self.width)
-        x = _scored(values, scored, real)
+        x = weighed_tokens(values, scored, real)
         scores = _product(jnp.tanh(_product(x, params["first"])), params["second"])
         return attend_heads(scores.swapaxes(1, 2), values, real)
 
 
 @dataclasses.dataclass(frozen=True)
-class AdditivePooler:
+class AdditivePooler(OneVector):
     """Single-head attention pooling: `v . tanh(W x + b)`.
 
     Attributes:
@@ -277,33 +328,20 @@ class AdditivePooler:
         check_widths(self, "width")
         check(self.hidden >= 0, "hidden", self.hidden, "at least 1, or 0 for `width`")
 
-    @property
-    def heads(self) -> int:
-        """One."""
-        return 1
-
     def init(self, key: Array) -> PyTree:
         """Parameters: `kernel`, `bias` and the `query`."""
         one, two = jax.random.split(key)
         hidden = self.hidden or self.width
         return {
-            "kernel": _lecun(one, (self.width, hidden), self.dtype),
+            "kernel": lecun_matrix(one, (self.width, hidden), self.dtype),
             "bias": jnp.zeros(hidden, self.dtype),
-            "query": _lecun(two, (hidden, 1), self.dtype),
+            "query": lecun_matrix(two, (hidden, 1), self.dtype),
         }
 
-    def __call__(
-        self,
-        params: PyTree,
-        values: Array,
-        mask: Any = None,
-        *,
-        scored: Array | None = None,
-        context: Any = None,
+    def _pool(
+        self, params: PyTree, values: Array, scored: Array | None, real: Array
     ) -> Pooled:
-        """Pools; `context` is not looked at."""
-        real = check_mask(mask, values, self.width)
-        x = _product(_scored(values, scored, real), params["kernel"])
+        x = _product(weighed_tokens(values, scored, real), params["kernel"])
         x = x + jnp.broadcast_to(params["bias"].astype(jnp.float32), x.shape)
         scores = _product(jnp.tanh(x), params["query"])
         return attend_heads(scores.swapaxes(1, 2), values, real)
