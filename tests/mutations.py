@@ -46,6 +46,42 @@ class Mutation(NamedTuple):
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
+        id="sound-stem-with-the-layers-activation",
+        slug="foundation",
+        path="jtok/models/sound.py",
+        before="return jax.nn.gelu(y, approximate=False)",
+        after="return nn.activation(config.activation)(y)",
+        killed_by="tests/models/test_sound.py"
+        "::test_convolutions_are_followed_by_gelu_whatever_the_layers_have",
+    ),
+    Mutation(
+        id="pooler-always-expected",
+        slug="foundation",
+        path="jtok/models/storage.py",
+        before='config["add_pooling_layer"] = False',
+        after="pass",
+        killed_by="tests/models/test_encoder.py"
+        "::test_a_bare_encoder_whose_files_have_no_pooler",
+    ),
+    Mutation(
+        id="head-of-its-own-with-the-tied-bias",
+        slug="foundation",
+        path="jtok/models/families_bert.py",
+        before="Weight(own, held, beside=rows)",
+        after="Weight(tied, held, beside=rows)",
+        killed_by="tests/models/test_encoder.py"
+        "::test_a_masked_head_with_rows_of_its_own",
+    ),
+    Mutation(
+        id="head-of-its-own-reads-the-embedding",
+        slug="foundation",
+        path="jtok/models/encoder_heads.py",
+        before='held = params["embed"]["tokens"] if config.tied else',
+        after='held = params["embed"]["tokens"] if True else',
+        killed_by="tests/models/test_encoder.py"
+        "::test_a_masked_head_with_rows_of_its_own",
+    ),
+    Mutation(
         id="aim-ramp-late",
         slug="aim",
         path="jtok/compress/depth.py",

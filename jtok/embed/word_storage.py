@@ -203,7 +203,8 @@ def words_from_tensors(
     """Parameters from a state dict of the paper's code.
 
     Args:
-      tensors: name -> array, as in `myGPT.state_dict()`; matrices are (out, in).
+      tensors: name -> array, as in `myGPT.state_dict()`; matrices are (out, in), and
+        the causal masks among them are left out.
       config: the sizes. Without positions the unit-level model leaves the code's
         table of them out, which that code never reads.
 
@@ -224,6 +225,7 @@ def words_from_tensors(
     table = _official_names(config)
     shapes = _named(_shapes(config))
     unread = set(tensors) - {name for names in table.values() for name, _ in names}
+    unread = {name for name in unread if not name.endswith(".attn.mask")}
     if isinstance(config, UnitConfig) and not config.positions:
         unread -= {"in_pe"}
     problems: list[str] = []

@@ -68,7 +68,8 @@ def masked_rows(
       config: the model's.
 
     Returns:
-      `[vocab, dim]` rows of the embedding, and `[vocab]` biases or None.
+      `[vocab, dim]` rows, those of the embedding where the head is tied to it, and
+      `[vocab]` biases or None.
 
     Raises:
       ArgumentError: the model has no masked-LM head.
@@ -80,7 +81,8 @@ def masked_rows(
       (96, 32)
     """
     _check_masked(config)
-    return params["embed"]["tokens"], params["masked_lm"].get("bias")
+    held = params["embed"]["tokens"] if config.tied else params["unembed"]["kernel"]
+    return held, params["masked_lm"].get("bias")
 
 
 def _check_masked(config: nn.EncoderConfig) -> None:
@@ -100,7 +102,7 @@ def head_features(
 
 
 def _activated(name: str, x: Array) -> Array:
-    return jnp.tanh(x) if name == "tanh" else nn.activation(name)(x)
+    return jnp.tanh(x) if name == "tanh" else nn.encoder_activation(name)(x)
 
 
 def masked_logits(
@@ -157,6 +159,9 @@ def init_head(config: nn.EncoderConfig, key: jax.Array) -> PyTree:
         head["labels"] = _linear(config, labels, config.num_labels)
     elif config.head_bias:
         head["bias"] = jnp.zeros(config.vocab_size, config.dtype)
+    if config.head == "masked_lm" and not config.tied:
+        rows = normal(labels, (config.vocab_size, config.width), config)
+        made["unembed"] = {"kernel": rows}
     return made | {config.head: head}
 
 

@@ -6,7 +6,6 @@ from jtok.errors import UnsupportedCheckpointError
 from jtok.models.families_common import (
     Family,
     Fields,
-    activation,
     linear,
     norm,
     refuse,
@@ -14,6 +13,7 @@ from jtok.models.families_common import (
 from jtok.models.families_heads import (
     ACTIVATIONS,
     LABELS,
+    encoder_act,
     head_dim,
     read_heads,
     write_heads,
@@ -37,7 +37,7 @@ def _read_bert(fields: Fields, family: str = "bert") -> Fields:
         position_embedding_type="absolute",
     )
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    act = activation(fields.get("hidden_act", "gelu"))
+    act = encoder_act(fields.get("hidden_act", "gelu"))
     return {
         "vocab_size": fields["vocab_size"],
         "width": width,
@@ -70,7 +70,7 @@ def _write_bert(config: EncoderConfig) -> Fields:
         "max_position_embeddings": config.max_positions + config.position_offset,
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied,
         "type_vocab_size": config.num_types,
     }
 
@@ -139,11 +139,17 @@ def _bert_encoder(stem: str) -> tuple[Weight, ...]:
     )
 
 
+def _masked_bias(tied: str, own: str) -> tuple[Weight, Weight]:
+    """The biases of the masked-LM head, which rows of its own have beside them."""
+    held, rows = ("masked_lm/bias",), "unembed/kernel"
+    return Weight(tied, held, without=rows), Weight(own, held, beside=rows)
+
+
 def _bert_table(stem: str) -> tuple[Weight, ...]:
     own = "cls.predictions"
     return (
         *_bert_encoder(stem),
-        Weight(f"{own}.bias", ("masked_lm/bias",)),
+        *_masked_bias(f"{own}.bias", f"{own}.decoder.bias"),
         *norm(f"{own}.transform.LayerNorm", "masked_lm/norm"),
         *linear(f"{own}.transform.dense", "masked_lm/dense"),
         Weight(f"{own}.decoder.weight", ("unembed/kernel",)),
@@ -154,7 +160,7 @@ def _bert_table(stem: str) -> tuple[Weight, ...]:
 
 _ROBERTA = (
     *_bert_encoder("roberta"),
-    Weight("lm_head.bias", ("masked_lm/bias",)),
+    *_masked_bias("lm_head.bias", "lm_head.decoder.bias"),
     *linear("lm_head.dense", "masked_lm/dense"),
     *norm("lm_head.layer_norm", "masked_lm/norm"),
     Weight("lm_head.decoder.weight", ("unembed/kernel",)),
@@ -169,7 +175,7 @@ _ROBERTA = (
 
 def _read_distilbert(fields: Fields) -> Fields:
     width, heads = fields["dim"], fields["n_heads"]
-    act = activation(fields.get("activation", "gelu"))
+    act = encoder_act(fields.get("activation", "gelu"))
     found = read_heads(fields, "distilbert")
     if found["head"] == "masked_lm":
         found["head_activation"] = act
@@ -196,7 +202,7 @@ def _write_distilbert(config: EncoderConfig) -> Fields:
         "max_position_embeddings": config.max_positions,
         "n_heads": config.num_heads,
         "n_layers": config.num_layers,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied,
     }
 
 
@@ -233,10 +239,10 @@ def _family(read: Any, write: Any, stem: str, table: Any, *more: str) -> Family:
 
 
 _BERT_UNUSED = (
-    r"cls\.predictions\.decoder\.bias",
+    r"cls\.predictions\.(decoder\.)?bias",
     r"cls\.seq_relationship\.(weight|bias)",
 )
-_ROBERTA_UNUSED = (r"lm_head\.decoder\.bias",)
+_ROBERTA_UNUSED = (r"lm_head\.(decoder\.)?bias",)
 
 BERT_FAMILIES: dict[str, Family] = {
     "bert": _family(

@@ -12,7 +12,6 @@ from jtok.models.families_common import (
     SLIDING,
     Family,
     Fields,
-    activation,
     linear,
     norm,
     refuse,
@@ -22,6 +21,7 @@ from jtok.models.families_common import (
 from jtok.models.families_heads import (
     ACTIVATIONS,
     LABELS,
+    encoder_act,
     head_dim,
     head_options,
     read_heads,
@@ -69,7 +69,7 @@ def _read_modernbert(fields: Fields) -> Fields:
         "norm_first": True,
         "first_attn_norm": False,
         "mlp": "gated",
-        "activation": activation(fields.get("hidden_activation", "gelu")),
+        "activation": encoder_act(fields.get("hidden_activation", "gelu")),
         "query_bias": bias["attention_bias"],
         "out_bias": bias["attention_bias"],
         "mlp_bias": bias["mlp_bias"],
@@ -78,7 +78,7 @@ def _read_modernbert(fields: Fields) -> Fields:
         **read_heads(
             fields,
             "modernbert",
-            head_activation=activation(fields.get("classifier_activation", "gelu")),
+            head_activation=encoder_act(fields.get("classifier_activation", "gelu")),
             head_bias=bool(fields.get("decoder_bias", True)),
             head_dense_bias=bias["classifier_bias"],
             head_pooling=pooling,
@@ -130,7 +130,7 @@ def _write_modernbert(config: EncoderConfig) -> Fields:
             kind: {"rope_theta": base, "rope_type": "default"}
             for kind, base in bases.items()
         },
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied,
     }
 
 
@@ -174,7 +174,7 @@ def _read_t5(fields: Fields) -> Fields:
             f"feed_forward_proj={'-'.join(parts)!r}, expected an activation, or one "
             "after 'gated-'."
         )
-    act = "gelu_tanh" if parts == ["gated", "gelu"] else activation(parts[-1])
+    act = "gelu_tanh" if parts == ["gated", "gelu"] else encoder_act(parts[-1])
     return {
         "vocab_size": fields["vocab_size"],
         "width": fields["d_model"],

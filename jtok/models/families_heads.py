@@ -4,13 +4,14 @@ import json
 from typing import Any
 
 from jtok.errors import UnsupportedCheckpointError, near
-from jtok.models.families_common import Fields, linear, refuse
+from jtok.models.families_common import Fields, activation, linear
 from jtok.nn import EncoderConfig
 
 __all__ = [
     "ACTIVATIONS",
     "LABELS",
     "architecture_of",
+    "encoder_act",
     "head_dim",
     "head_options",
     "read_heads",
@@ -21,6 +22,7 @@ __all__ = [
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_new",
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
     "silu": "silu",
 }
@@ -46,6 +48,11 @@ _ENDS = {
 }
 _BOTH = ("bert", "ernie")
 _POOLED = (*_BOTH, "roberta", "xlm-roberta")
+
+
+def encoder_act(name: str | None) -> str:
+    """As `activation`, and "quick_gelu", which encoders have, too."""
+    return "quick_gelu" if name == "quick_gelu" else activation(name)
 
 
 def architecture_of(family: str, head: str | None) -> str:
@@ -101,9 +108,9 @@ def read_heads(fields: Fields, family: str, **given: Any) -> Fields:
     if named not in known:
         raise UnsupportedCheckpointError(f"architecture {named!r}{near(named, known)}.")
     head = known[named]
-    if head == "masked_lm":
-        refuse(fields, tie_word_embeddings=True)
     found = head_options(family, head, **given)
+    if head == "masked_lm" and fields.get("tie_word_embeddings") is False:
+        found["tied"] = False
     found |= {"num_labels": _num_labels(fields), "architecture": named}
     if family in _POOLED:
         usual = named == both or head is None or bool(found.get("pooler"))

@@ -5,14 +5,13 @@ import json
 from typing import Any
 
 from jtok.errors import UnsupportedCheckpointError, near
-from jtok.models.families_common import Family, Fields, activation, linear, norm
-from jtok.models.families_heads import head_dim
+from jtok.models.families_common import Family, Fields, linear, norm
+from jtok.models.families_heads import encoder_act, head_dim
 from jtok.models.families_llama import LLAMA_FAMILIES
 from jtok.models.families_tower_weights import tower_table
 from jtok.models.families_towers import (
     TOWER_FAMILIES,
     part_of,
-    tower_activation,
     tower_activation_name,
 )
 from jtok.models.fields import Fields as CheckedFields
@@ -105,7 +104,7 @@ def _read_text(fields: Fields) -> Fields:
         "embed_norm": False,
         "norm_eps": fields.get("layer_norm_eps", 1e-5),
         "norm_first": True,
-        "activation": tower_activation(fields.get("hidden_act", "quick_gelu")),
+        "activation": encoder_act(fields.get("hidden_act", "quick_gelu")),
     }
 
 
@@ -237,7 +236,7 @@ def _read_llava(fields: Fields) -> Fields:
         "image_token_id": 32000 if token is None else token,
         "feature_layers": _layers(fields.get("vision_feature_layer", -2)),
         "select": select,
-        "activation": activation(fields.get("projector_hidden_act", "gelu")),
+        "activation": encoder_act(fields.get("projector_hidden_act", "gelu")),
         "connector_bias": bool(fields.get("multimodal_projector_bias", True)),
     }
 

@@ -4,11 +4,10 @@ from jtok.errors import UnsupportedCheckpointError, near
 from jtok.models.families_common import (
     Family,
     Fields,
-    activation,
     linear,
     norm,
 )
-from jtok.models.families_heads import ACTIVATIONS, head_dim
+from jtok.models.families_heads import ACTIVATIONS, encoder_act, head_dim
 from jtok.models.weights import Weight
 from jtok.nn import SoundConfig
 
@@ -37,7 +36,7 @@ def _read_whisper(fields: Fields) -> Fields:
         "embed_norm": False,
         "norm_eps": 1e-5,
         "norm_first": True,
-        "activation": activation(fields.get("activation_function", "gelu")),
+        "activation": encoder_act(fields.get("activation_function", "gelu")),
         "key_bias": False,
         "head_pooling": "mean",
         "architecture": named,

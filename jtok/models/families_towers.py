@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from jtok.errors import ArgumentError, UnsupportedCheckpointError, near
-from jtok.models.families_common import Family, Fields, activation, refuse
-from jtok.models.families_heads import ACTIVATIONS, head_dim
+from jtok.models.families_common import Family, Fields, refuse
+from jtok.models.families_heads import ACTIVATIONS, encoder_act, head_dim
 from jtok.models.families_tower_weights import (
     DINO_TABLE,
     tower_table,
@@ -22,7 +22,6 @@ from jtok.nn import TowerConfig
 __all__ = [
     "TOWER_FAMILIES",
     "part_of",
-    "tower_activation",
     "tower_activation_name",
 ]
 
@@ -54,11 +53,6 @@ _USUAL_SIZES: Fields = {
     "intermediate_size": 3072,
     "image_size": 224,
 }
-
-
-def tower_activation(name: str | None) -> str:
-    """As `activation`, and "quick_gelu"."""
-    return "quick_gelu" if name == "quick_gelu" else activation(name)
 
 
 def tower_activation_name(name: str, tanh: str = "gelu_pytorch_tanh") -> str:
@@ -102,7 +96,7 @@ def _sizes(fields: Fields) -> Fields:
         "width": width,
         "num_layers": fields["num_hidden_layers"],
         "num_heads": heads,
-        "activation": tower_activation(fields.get("hidden_act", "gelu")),
+        "activation": encoder_act(fields.get("hidden_act", "gelu")),
     }
 
 
@@ -257,7 +251,7 @@ def _read_siglip(fields: Fields) -> Fields:
         **_sizes(fields),
         "mlp_width": fields["intermediate_size"],
         "class_token": False,
-        "activation": tower_activation(act),
+        "activation": encoder_act(act),
         "norm_eps": fields.get("layer_norm_eps", 1e-6),
         "pooling": "attention" if fields.get("vision_use_head", True) else None,
     }
@@ -278,7 +272,7 @@ def _read_clip(fields: Fields) -> Fields:
     return {
         **_sizes(fields),
         "mlp_width": fields["intermediate_size"],
-        "activation": tower_activation(fields.get("hidden_act", "quick_gelu")),
+        "activation": encoder_act(fields.get("hidden_act", "quick_gelu")),
         "patch_bias": False,
         "embed_norm": True,
         "norm_eps": fields.get("layer_norm_eps", 1e-5),
@@ -306,7 +300,10 @@ _BUFFERS = (r"(vision_model\.)?embeddings\.position_ids",)
 
 
 def _dino(family: str) -> Family:
-    return Family(_read_dino(family), _write_dino, DINO_TABLE, config=TowerConfig)
+    # Of no registers files hold an empty table.
+    unused = (r"(dinov2_with_registers\.)?embeddings\.register_tokens",)
+    table = DINO_TABLE
+    return Family(_read_dino(family), _write_dino, table, unused, config=TowerConfig)
 
 
 TOWER_FAMILIES: dict[str, Family] = {

@@ -16,7 +16,7 @@ from jtok.models import model as core
 from jtok.models import target as targets
 from jtok.models.compression import CompressedOutput, Tokens
 from jtok.models.compressor import Compressor, check_compressor
-from jtok.models.encoder_heads import norm, normal
+from jtok.models.encoder_heads import normal
 from jtok.models.encoder_layers import run_layers
 from jtok.models.image_text import ImageText
 from jtok.ops.plan import Plan
@@ -238,7 +238,10 @@ def features_of(
 def _seen(
     params: PyTree, config: nn.LlavaConfig, images: Array, compress: Any
 ) -> tuple[Array, Tokens]:
-    """The tower's vectors after the layers that the connector reads."""
+    """The tower's vectors after the layers that the connector reads.
+
+    Those of the last have no norm, whatever the tower puts after it.
+    """
     vision, run = config.vision, config.num_run
     x, tokens = tower.embed(params, vision, images, None, None, None, None)
     found = {0: x}
@@ -249,9 +252,6 @@ def _seen(
         taps = core.Taps(tuple(("resid_post", depth - 1) for depth in inner))
         x, tokens, read = run_layers(layers, blocks, x, tokens, taps, compress)
         found |= {depth: read["resid_post", depth - 1] for depth in inner} | {run: x}
-    last = vision.num_layers
-    if last in found and not vision.norm_pooled:
-        found[last] = norm(vision.blocks, params["final_norm"], found[last])
     return jnp.concatenate([found[depth] for depth in config.depths], -1), tokens
 
 
@@ -276,7 +276,7 @@ def _without_first(hidden: Array, plan: Any) -> tuple[Array, Any]:
 
 
 def _connected(connector: PyTree, config: nn.LlavaConfig, x: Array) -> Array:
-    act = nn.activation(config.activation)
+    act = nn.encoder_activation(config.activation)
     for name in ("first", "second"):
         x = act(x) if name == "second" else x
         x = x @ connector[name]["kernel"]

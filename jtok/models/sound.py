@@ -120,8 +120,10 @@ def _per(value: Any, name: str, shape: tuple[int, ...]) -> Any:
 def _tokens_of(
     embed: PyTree, config: nn.SoundConfig, frames: Array, heard: Array | None
 ) -> Array:
-    """Both convolutions; the second takes every other frame."""
-    act = nn.activation(config.activation)
+    """Both convolutions; the second takes every other frame.
+
+    Each is followed by an exact GELU, whatever the layers' activation is.
+    """
 
     def conv(x: Array, name: str, stride: int) -> Array:
         x = x if heard is None else jnp.where(heard[..., None] != 0, x, 0)
@@ -129,7 +131,8 @@ def _tokens_of(
         y: Array = jax.lax.conv_general_dilated(
             x, embed[name]["kernel"], (stride,), [(1, 1)], dimension_numbers=axes
         )
-        return act(y + jnp.broadcast_to(embed[name]["bias"], y.shape))
+        y = y + jnp.broadcast_to(embed[name]["bias"], y.shape)
+        return jax.nn.gelu(y, approximate=False)
 
     return conv(conv(frames, "conv1", 1), "conv2", 2)
 

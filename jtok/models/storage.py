@@ -17,6 +17,7 @@ from jtok import files
 from jtok.errors import (
     ArgumentError,
     CheckpointError,
+    JtokError,
     MissingFileError,
     UnsupportedCheckpointError,
     WriteError,
@@ -143,7 +144,31 @@ def read_config(folder: str | os.PathLike[str]) -> Fields:
                 f"{file}: describes quantised weights (quantization_config); expected "
                 "the unquantised checkpoint, in float32, bfloat16 or float16."
             )
+    _say_pooler(file.parent, config)
     return config
+
+
+# Families whose bare models usually have a pooler.
+_POOLED = ("bert", "deit", "ernie", "roberta", "vit", "xlm-roberta")
+
+
+def _say_pooler(folder: pathlib.Path, config: Fields) -> None:
+    """Writes down of a bare encoder that its files have no pooler, as none else does.
+
+    Whoever made the model without one passed that to its constructor.
+    """
+    plain = dict(config)
+    kind, named = plain.get("model_type"), plain.get("architectures") or ["Model"]
+    bare = isinstance(named, list) and str(named[0]).endswith("Model")
+    if kind not in _POOLED or not bare or "add_pooling_layer" in config:
+        return
+    try:
+        with TensorFiles.open(folder) as tensors:
+            names = tensors.names()
+    except JtokError:
+        return  # `load` opens them again, and says what is wrong
+    if not any(name.endswith("pooler.dense.weight") for name in names):
+        config["add_pooling_layer"] = False
 
 
 def read_generation_config(folder: str | os.PathLike[str]) -> Fields | None:

@@ -63,6 +63,8 @@ class EncoderConfig:
       head_norm: then comes a norm.
       head_activation: as `activation`, or "tanh".
       head_bias: the masked-LM logits have a bias.
+      tied: the masked-LM head compares with the rows of the embedding; else it has rows
+        of its own.
       head_pooling: what the sequence's head reads: the "pooler"'s vector, the first
         token ("cls") or the "mean" of all.
       num_labels: of the head.
@@ -115,6 +117,7 @@ class EncoderConfig:
     head_norm: bool = True
     head_activation: str = "gelu"
     head_bias: bool = True
+    tied: bool = True
     head_pooling: Literal["pooler", "cls", "mean"] = "cls"
     num_labels: int = 2
     architecture: str = ""
@@ -142,8 +145,8 @@ class EncoderConfig:
 
     def _check_relative(self) -> None:
         buckets, distance = self.relative_buckets, self.relative_distance
-        good = buckets >= 4 and buckets % 4 == 0
-        check(good, "relative_buckets", buckets, "a multiple of 4")
+        good = buckets >= 4 and buckets % 2 == 0
+        check(good, "relative_buckets", buckets, "an even number of at least 4")
         wanted = f"{buckets // 4 + 1} (a quarter of the buckets) to {_FARTHEST}"
         good = buckets // 4 < distance <= _FARTHEST
         check(good, "relative_distance", distance, wanted)
@@ -167,11 +170,6 @@ class EncoderConfig:
         if self.num_prefix is not None:
             return self.num_prefix
         return 0 if self.relative == "t5" else 1
-
-    @property
-    def tied(self) -> bool:
-        """The masked-LM head compares with the rows of the embedding."""
-        return True
 
     @property
     def score_scale(self) -> float:

@@ -121,6 +121,13 @@ def test_official_tensors_are_checked(golden):
         vocab_size=15, width=24, length=12, layers=2, heads=2, positions=False
     )
     tensors = {n[2:]: file[n] for n in file if n.startswith("w_")}
+    # A state dict of the code holds its causal masks, too.
+    masks = {"blocks.0.attn.mask": np.ones((1, 1, 12, 12), np.float32)}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        embed.words_from_tensors(tensors | masks, config),
+        embed.words_from_tensors(tensors, config),
+    )
     tensors["extra"] = tensors.pop("head.weight")
     tensors["ln_f.bias"] = np.zeros(5)
     with pytest.raises(CheckpointError) as caught:

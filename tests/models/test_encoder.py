@@ -15,7 +15,7 @@ from jtok import models
 from jtok.decode import generate
 from jtok.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from jtok.models import FAMILIES as KNOWN
-from jtok.models import Segments, Taps, config_from
+from jtok.models import Segments, Taps, config_from, encoder_heads
 from jtok.nn import SITES, EncoderConfig
 from jtok.ops import local_attention
 from jtok.ops.attention import attention
@@ -440,6 +440,98 @@ def test_files_of_older_and_other_makers(altered, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_bare_encoder_whose_files_have_no_pooler(altered, tmp_path):
+    """As `transformers` saves `BertModel(config, add_pooling_layer=False)`."""
+
+    def change(held):
+        return {name: x for name, x in held.items() if name.startswith("bert.")}
+
+    model = models.load(altered("bert", change, architectures=["BertModel"]))
+    assert not model.config.pooler and "pooler" not in model.params
+    ids, mask = inputs_of("bert")
+    found, wanted = (
+        run(model, ids, mask=mask),
+        run(golden_model("bert"), ids, mask=mask),
+    )
+    assert_close(found.hidden, wanted.hidden)
+    models.save(model, tmp_path / "again")
+    again = models.load(tmp_path / "again").config
+    same = {"source": "{}"}
+    assert dataclasses.replace(again, **same) == dataclasses.replace(
+        model.config, **same
+    )
+
+
+@pytest.mark.parametrize(
+    "folder, own, rows, bias",
+    [
+        ("bert", "cls.predictions", "decoder.weight", "decoder.bias"),
+        ("roberta", "lm_head", "decoder.weight", "decoder.bias"),
+        ("distilbert", "vocab_projector", "weight", "bias"),
+        ("modernbert", "decoder", "weight", "bias"),
+    ],
+)
+def test_a_masked_head_with_rows_of_its_own(altered, folder, own, rows, bias, tmp_path):
+    """Its rows and their bias decide; the embedding and the tied bias do not."""
+    made = np.random.default_rng(0).normal(size=(96, 32)).astype(np.float32)
+    height = np.arange(96, dtype=np.float32)
+
+    def change(held):
+        held[f"{own}.{rows}"], held[f"{own}.{bias}"] = made, height
+
+    model = models.load(altered(folder, change, tie_word_embeddings=False))
+    found = models.masked_rows(model.params, model.config)
+    jax.tree.map(np.testing.assert_array_equal, found, (made, height))
+    if folder == "bert":
+        x = jax.random.normal(jax.random.key(0), (1, 3, 32))
+        features = models.masked_features(model.params, model.config, x)
+        logits = encoder_heads.masked_logits(model.params, model.config, x, "all")
+        assert_close(logits, features @ made.T + height[None, None], atol=1e-4)
+    models.save(model, tmp_path / "again")
+    again = models.load(tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
+    fields = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert fields["tie_word_embeddings"] is False
+    written = KNOWN[model.config.family].write(model.config)
+    assert written["tie_word_embeddings"] is False
+    new = models.abstract(model.config)
+    assert new.params["unembed"]["kernel"].shape == (96, 32)
+
+
+@pytest.mark.parametrize(
+    "named, expected",
+    [
+        ("gelu_python", "gelu"),
+        ("gelu_accurate", "gelu_tanh"),
+        ("quick_gelu", "quick_gelu"),
+    ],
+)
+def test_other_names_of_activations(named, expected):
+    fields = json.loads((GOLDENS / "bert" / "config.json").read_text())
+    config = config_from({**fields, "hidden_act": named})
+    assert (config.activation, config.head_activation) == (expected, expected)
+    written = KNOWN["bert"].write(config)
+    assert config_from(written).activation == expected
+    t5 = json.loads((GOLDENS / "t5_encoder" / "config.json").read_text())
+    assert config_from({**t5, "feed_forward_proj": named}).activation == expected
+
+
+def test_a_head_knows_the_activations_of_its_encoder():
+    config = dataclasses.replace(
+        tiny_config(family="bert"),
+        activation="quick_gelu",
+        head_activation="quick_gelu",
+    )
+    model = tiny_model(family="bert")
+    x = jax.random.normal(jax.random.key(1), (3, config.width))
+    head = model.params["masked_lm"]
+    inner = x @ head["dense"]["kernel"]
+    inner = inner * jax.nn.sigmoid(1.702 * inner)
+    centred = inner - inner.mean(-1, keepdims=True)
+    wanted = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_eps)
+    assert_close(models.masked_features(model.params, config, x), wanted, atol=1e-5)
+
+
 def test_the_encoder_of_a_whole_t5(altered, tmp_path):
     def change(held):
         held["decoder.final_layer_norm.weight"] = np.ones(32, np.float32)
@@ -480,7 +572,8 @@ def test_encoders_neither_cache_nor_decode():
     "changes, message",
     [
         ({"windows": (1,)}, "windows: got"),
-        ({"relative_buckets": 6}, "relative_buckets: got 6, expected a multiple of 4"),
+        ({"relative_buckets": 7}, "relative_buckets: got 7, expected an even number"),
+        ({"relative_buckets": 2}, "relative_buckets: got 2, expected an even number"),
         ({"relative_distance": 8}, "relative_distance: got 8"),
         ({"num_types": -1}, "num_types: got -1"),
         ({"next_sentence": True}, "pooler: got False, expected True"),

@@ -140,13 +140,15 @@ def test_vectors_are_those_of_the_layer_before_the_last_without_the_class():
         image_features(wide, images, compress=Twins())
 
 
-def test_of_a_tower_with_a_norm_of_all_tokens_the_last_layer_has_it():
+def test_of_a_tower_with_a_norm_of_all_tokens_the_last_layer_has_none():
+    """As `hidden_states` of `transformers` have it, whose last is before that norm."""
     vision = tiny_config(family="siglip_vision_model")
     config = dataclasses.replace(
         tiny_config(family="llava"), vision=vision, feature_layers=(-1,), select="full"
     )
     model, images = models.init(config, jax.random.key(0)), tiny_images()
-    hidden = jax.jit(lambda tower: tower(images).hidden)(models.vision_tower(model))
+    last = jax.jit(lambda tower: tower(images, taps=["resid_post"]).taps["resid_post"])
+    hidden = last(models.vision_tower(model))[-1]
     found = features_of(model, images)
     assert_close(found.tokens, models.connect(model, hidden), atol=1e-5)
     assert config.image_tokens == 16

@@ -49,6 +49,14 @@ def test_outputs_of_transformers(model, frames, layers):
     assert_close(out.taps["resid_post"][0], golden["out_mid_hidden"], atol=2e-4)
 
 
+def test_convolutions_are_followed_by_gelu_whatever_the_layers_have(model, frames):
+    first = jax.jit(lambda model: model(frames, taps=["resid_pre"]).taps["resid_pre"])
+    config = dataclasses.replace(model.config, activation="relu")
+    wanted, found = first(model), first(model.replace(config=config))
+    assert_close(found[0], wanted[0])
+    assert np.abs(found[1] - wanted[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("count, tokens", [(17, 9), (18, 9)])
 def test_padding_changes_nothing_whatever_it_holds(model, frames, count, tokens):
     alone = run(model, frames[:1, :count]).hidden

@@ -359,6 +359,43 @@ def test_a_pooler_that_is_not_in_use_is_left_out(altered):
     assert "pooler" not in model.params
 
 
+def test_a_bare_tower_whose_files_have_no_pooler(altered):
+    """As the files of DINO, which are ViTs."""
+
+    def change(held):
+        kept = {n: x for n, x in held.items() if not n.startswith("classifier")}
+        return {name.removeprefix("vit."): x for name, x in kept.items()}
+
+    model = models.load(altered("vit", change, architectures=["ViTModel"]))
+    assert model.config.pooling == "cls" and "pooler" not in model.params
+    images, other = golden_images("vit"), golden_model("vit")
+    assert_close(plain(model, images).hidden, plain(other, images).hidden)
+
+
+def test_a_pooler_that_the_fields_say_is_missed(altered):
+    def change(held):
+        kept = {n: x for n, x in held.items() if not n.startswith("classifier")}
+        return {name.removeprefix("vit."): x for name, x in kept.items()}
+
+    fields = {"architectures": ["ViTModel"], "add_pooling_layer": True}
+    with pytest.raises(CheckpointError, match="missing pooler.dense.weight"):
+        models.load(altered("vit", change, **fields))
+
+
+def test_no_registers_are_an_empty_table(tmp_path):
+    config = dataclasses.replace(
+        tiny_config(family="dinov2_with_registers"), num_registers=0
+    )
+    model = models.init(config, jax.random.key(0))
+    models.save(model, tmp_path / "none")
+    file = tmp_path / "none" / "model.safetensors"
+    held = safetensors.numpy.load_file(file)
+    held["embeddings.register_tokens"] = np.zeros((1, 0, 32), np.float32)
+    safetensors.numpy.save_file(held, file)
+    again = models.load(tmp_path / "none")
+    jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
+
+
 def test_every_tensor_has_its_place(altered):
     def change(held):
         del held["encoder.layer.1.layer_scale2.lambda1"]
