@@ -116,7 +116,8 @@ def read_config(folder: str | os.PathLike[str]) -> Fields:
       folder: the checkpoint.
 
     Returns:
-      Its content, a dict whose fields are checked when they are asked for.
+      Its content, a dict whose fields are checked when they are asked for. Where the
+      tensors beside it say that a bare encoder has no pooler, so does a field.
 
     Raises:
       CheckpointError: it is damaged.
