@@ -245,7 +245,6 @@ def test_what_cannot_be_classified():
         ("bert", {"architectures": ["BertForQuestionAnswering"]}, "did you mean|Known"),
         ("bert", {"is_decoder": True}, "is_decoder=True"),
         ("bert", {"position_embedding_type": "relative_key"}, "relative_key"),
-        ("bert", {"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ("bert", {"hidden_size": 30}, "hidden_size=30 is no multiple of 4"),
         ("bert", {"hidden_act": "mish"}, "activation 'mish'"),
         ("roberta", {"pad_token_id": None}, "pad_token_id=None"),
