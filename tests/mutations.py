@@ -55,13 +55,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "::test_convolutions_are_followed_by_gelu_whatever_the_layers_have",
     ),
     Mutation(
-        id="pooler-always-expected",
+        id="pooler-whatever-the-fields-say",
         slug="foundation",
         path="jtok/models/storage.py",
-        before='config["add_pooling_layer"] = False',
-        after="pass",
-        killed_by="tests/models/test_encoder.py"
-        "::test_a_bare_encoder_whose_files_have_no_pooler",
+        before='or not bare or "add_pooling_layer" in config',
+        after="or not bare",
+        killed_by="tests/models/test_tower.py"
+        "::test_a_pooler_that_the_fields_say_is_missed",
     ),
     Mutation(
         id="head-of-its-own-with-the-tied-bias",
