@@ -1882,6 +1882,31 @@ MUTATIONS: tuple[Mutation, ...] = (
         "::test_others_are_never_oneself_and_likelier_where_similar",
     ),
     Mutation(
+        id="tome-reorders-where-none-leaves",
+        slug="pitome",
+        path="jtok/compress/tome.py",
+        before='if order == "official" and removal.most > 0:',
+        after='if order == "official":',
+        killed_by="tests/compress/test_merging.py"
+        "::test_nothing_leaves_where_nothing_shall",
+    ),
+    Mutation(
+        id="pitome-blip-spares-the-first",
+        slug="pitome",
+        path="jtok/compress/presets.py",
+        before="acting = range(num_layers - preset.first)",
+        after="acting = range(preset.first, num_layers)",
+        killed_by="tests/compress/test_presets.py::test_the_table",
+    ),
+    Mutation(
+        id="tome-integer-inflection-as-a-list",
+        slug="pitome",
+        path="jtok/compress/schedules.py",
+        before="return floats or -1 <= remove[1] <= 1",
+        after="return floats",
+        killed_by="tests/compress/test_merging.py::test_counts_and_margins",
+    ),
+    Mutation(
         id="towers-mean-of-rows",
         slug="pitome",
         path="jtok/models/tower_heads.py",

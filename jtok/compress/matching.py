@@ -51,7 +51,8 @@ def check_metric(
 ) -> Bool[Array, "batch seq"]:
     """Refuses shapes that do not belong together; returns which tokens are real."""
     shape = metric.shape
-    check(metric.ndim == 3, "metric", f"shape {shape}", "[batch, seq, dim]")
+    good = metric.ndim == 3 and shape[1] >= 1
+    check(good, "metric", f"shape {shape}", "[batch, seq, dim], a token or more")
     most = shape[1]
     good = isinstance(protect, int) and 0 <= protect <= most
     check(good, "protect", protect, f"0 to {most}, the tokens of the sequence")

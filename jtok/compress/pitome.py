@@ -48,8 +48,9 @@ def pitome(
     """Merges tokens of high energy and leaves isolated ones alone.
 
     Tokens are ranked by energy: how close their neighbours are (see `energy`). Ties go
-    to the lower index. Padding never joins anything; of a row with padding as many
-    tokens leave as of that row without it.
+    to the lower index. Where none shall leave all stay in their places. Padding never
+    joins anything; of a row with padding as many tokens leave as of that row without
+    it.
 
     Args:
       metric: `[batch, seq, dim]` what similarity is computed on, any scale.
@@ -117,7 +118,7 @@ def pitome(
     if rule == "bsm":
         leaves = leaves & (among < removal.each[:, None])
     place = index
-    if order == "official":
+    if order == "official" and removal.most > 0:
         place = _places(rule, rank, sides, among, seq)
         place = jnp.where(index < protect, index - seq, place)
     return plan_of(

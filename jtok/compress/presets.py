@@ -71,8 +71,10 @@ def pitome_preset(
       num_layers: of the model.
       keep: share of the unprotected tokens that each layer keeps, .5 to 1; a sequence
         has one for each layer that acts.
-      compat: "official" has the class token counted in LLaVA's ToMe layers, padding
-        that takes part in texts, and a sequence of shares for texts read from its end.
+      compat: "official" has the class token counted in LLaVA's ToMe layers, BLIP's
+        last layer spared in place of its first one (its code reads the shares from
+        their end), padding that takes part in texts, and a sequence of shares for
+        texts read from its end.
       **settings: of `schedule`, in place of the preset's.
 
     Returns:
@@ -93,6 +95,8 @@ def pitome_preset(
     check(compat in (None, "official"), "compat", compat, "None or 'official'")
     preset, official = _PRESETS[model], compat == "official"
     acting = range(num_layers)[preset.first :][: preset.most]
+    if official and preset.first:  # shares are read from the end: 1 comes last
+        acting = range(num_layers - preset.first)
     margins = linear_margins(num_layers, *preset.margins)
     half = -(-num_layers // 2)
     options: dict[str, Any] = {

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jtok.compress.matching import removed
-from jtok.compress.schedules import removal_schedule
+from jtok.compress.schedules import inflected, removal_schedule
 from jtok.errors import check, near
 from jtok.models.compressor import LayerView, check_compressor
 from jtok.ops.plan import Plan, join_plan
@@ -166,7 +166,7 @@ class Schedule:
             gone = seq - left
         else:
             acting = self._acting(view.num_layers)
-            each = removal_schedule(len(acting), self.remove)
+            each = removal_schedule(len(acting), _spelled(self.remove))
             gone = each[acting.index(view.layer)]
         if gone <= 0:
             return None
@@ -265,7 +265,7 @@ def schedule(
     """
     methods = tuple(method) if isinstance(method, Sequence) else method
     made = Schedule(
-        methods, _frozen(keep), _frozen(remove), _frozen(counts), _frozen(layers),
+        methods, _frozen(keep), _removal(remove), _frozen(counts), _frozen(layers),
         _frozen(metric), protect, order, _frozen(whole), compat, seed,
         tuple(sorted((name, _frozen(value)) for name, value in options.items())),
         where, how, proportional, restart,
@@ -296,6 +296,21 @@ def _frozen(value: Any) -> Any:
     return value
 
 
+def _removal(remove: Any) -> Any:
+    """As `_frozen`; `(mean, inflection)` alone has a float at its end."""
+    if inflected(remove):
+        return remove[0], float(remove[1])
+    made = _frozen(remove)
+    return tuple(int(item) for item in made) if isinstance(made, tuple) else made
+
+
+def _spelled(remove: Any) -> Any:
+    """What `removal_schedule` takes, of what `_removal` made."""
+    if not isinstance(remove, tuple) or any(isinstance(i, float) for i in remove):
+        return remove
+    return list(remove)
+
+
 def _methods(made: Schedule) -> tuple[Callable[..., Any], ...]:
     each = made.method if isinstance(made.method, tuple) else (made.method,)
     each = tuple(item for item in each if item is not None)
@@ -315,7 +330,8 @@ def _check_budget(made: Schedule) -> None:
         check(good, "keep", share, "0 to 1")
     if made.remove is not None:
         listed = isinstance(made.remove, tuple)
-        removal_schedule(max(len(made.remove), 1) if listed else 1, made.remove)
+        count = max(len(made.remove), 1) if listed else 1
+        removal_schedule(count, _spelled(made.remove))
     good = made.counts is None or min(made.counts, default=0) >= 1
     check(good, "counts", made.counts, "integers of at least 1, one a layer")
 

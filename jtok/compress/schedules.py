@@ -1,6 +1,7 @@
 """How many tokens are left after every layer, counted on the host."""
 
 from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -18,9 +19,10 @@ def removal_schedule(
     Args:
       num_layers: layers, at least 1.
       remove: one number for all layers, a list for the first ones (0 for the others),
-        or `(mean, inflection)` with an inflection in -1..1: the first layer removes
-        `int(mean * (1 - inflection))`, the last one what makes that the mean, the
-        others what lies between; -1 is the paper's decreasing schedule.
+        or a tuple `(mean, inflection)` with an inflection in -1..1: the first layer
+        removes `int(mean * (1 - inflection))`, the last one what makes that the mean,
+        the others what lies between; -1 is the paper's decreasing schedule. A tuple
+        whose second number is an integer beyond 1 is read like a list.
 
     Returns:
       One integer a layer.
@@ -40,7 +42,7 @@ def removal_schedule(
     if isinstance(remove, int | np.integer):
         check(remove >= 0, "remove", remove, "at least 0")
         return (int(remove),) * num_layers
-    if isinstance(remove, tuple) and len(remove) == 2 and isinstance(remove[1], float):
+    if inflected(remove):
         mean, inflection = remove
         check(mean >= 0, "remove", remove, "a mean of at least 0")
         check(-1.0 <= inflection <= 1.0, "remove", remove, "an inflection of -1 to 1")
@@ -56,6 +58,14 @@ def removal_schedule(
         expected,
     )
     return (*each, *(0,) * (num_layers - len(each)))
+
+
+def inflected(remove: Any) -> TypeGuard[tuple[int, float]]:
+    """Whether numbers are `(mean, inflection)` rather than one for each layer."""
+    if not isinstance(remove, tuple) or len(remove) != 2:
+        return False
+    floats = isinstance(remove[1], float | np.floating)
+    return floats or -1 <= remove[1] <= 1
 
 
 def token_counts(

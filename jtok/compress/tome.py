@@ -20,7 +20,7 @@ from jtok.compress.matching import (
 )
 from jtok.errors import check
 from jtok.ops.eager import one_program
-from jtok.ops.plan import Plan, join_plan
+from jtok.ops.plan import Plan, identity_plan, join_plan
 
 __all__ = ["grouped", "random_merge", "tome", "uniform_merge"]
 
@@ -44,6 +44,7 @@ def tome(
 
     Tokens at even places may join tokens at odd places; of all, the `remove` most
     similar pairs are merged. Several tokens may join one. Ties go to the lower index.
+    Where none shall leave all stay in their places.
     Padding never joins anything and leaves first; of a row with padding as many tokens
     leave as of that row without it.
 
@@ -93,7 +94,7 @@ def tome(
     rank = ranks_among(best)
     leaves = (rank < removal.each[:, None]) & (best > -jnp.inf)
     place = index
-    if order == "official":
+    if order == "official" and removal.most > 0:
         even = index[:, ::2] if protect else rank
         place = place.at[:, ::2].set(even).at[:, 1::2].add(seq)
         place = jnp.where(index < protect, index - seq, place)
@@ -118,7 +119,8 @@ def grouped(
 
     Args:
       metric: `[batch, seq, dim]`.
-      every: tokens of a group; what does not fill one at the end is dropped.
+      every: tokens of a group; what does not fill one at the end is dropped. In groups
+        of 1 nothing changes.
       valid: `[batch, seq]` bool, padding behind; None lets all tokens be real.
       position: see `join_plan`.
       size: see `join_plan`.
@@ -127,7 +129,7 @@ def grouped(
       `Plan` with `seq // every` rows.
 
     Raises:
-      ArgumentError: `every` below 2, or no whole group.
+      ArgumentError: `every` below 1, or no whole group.
 
     Source: `kth_bipartite_soft_matching` of the code of arXiv 2210.09461.
 
@@ -137,7 +139,9 @@ def grouped(
     """
     real = check_metric(metric, 0, valid)
     batch, seq = real.shape
-    check(2 <= every <= seq, "every", every, f"2 to {seq}, the tokens")
+    check(1 <= every <= seq, "every", every, f"1 to {seq}, the tokens")
+    if every == 1:
+        return identity_plan(batch, seq, valid=valid, position=position)
     rows = seq // every
     order = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
     whole = jnp.sum(real, axis=1, keepdims=True) // every * every

@@ -70,7 +70,7 @@ class Plan:
           sizes of the rows, `[batch, rows]` float32.
 
         Raises:
-          ArgumentError: another number of tokens, or an unknown `how`.
+          ArgumentError: other shapes, or an unknown `how`.
 
         Example:
           >>> plan = join_plan(jnp.array([[0, 0, 2]]), jnp.array([[0, 1, 2]]), 2)
@@ -79,7 +79,7 @@ class Plan:
           ([2.0, 5.0], [2.0, 1.0])
         """
         check(how in _HOW, "how", how, f"one of {', '.join(_HOW)}")
-        self._check_tokens("x", x)
+        self._check_tokens("x", x, "dim")
         if size is None:
             size = jnp.ones(self.assign.shape, jnp.float32)
         self._check_tokens("size", size)
@@ -99,10 +99,12 @@ class Plan:
     def _sum(self, values: Array) -> Array:
         return pool_segments(values, self.assign, self.num_rows, reduce="sum")
 
-    def _check_tokens(self, name: str, values: Array) -> None:
-        seq = self.assign.shape[1]
+    def _check_tokens(self, name: str, values: Array, *axes: str) -> None:
+        """Refuses what is not `[batch, seq, *axes]` of the tokens of the plan."""
         good = values.shape[:2] == self.assign.shape
-        expected = f"[{self.assign.shape[0]}, {seq}, ...], the tokens of the plan"
+        good = good and values.ndim == 2 + len(axes)
+        shape = ", ".join([*map(str, self.assign.shape), *axes])
+        expected = f"[{shape}], the tokens of the plan"
         check(good, name, f"shape {values.shape}", expected)
 
     @one_program
@@ -125,8 +127,9 @@ class Plan:
           >>> plan.unmerge(jnp.array([[[2.0], [5.0]]]))[0, :, 0].tolist()
           [2.0, 2.0, 5.0]
         """
-        good = rows.shape[:2] == self.keep.shape
-        expected = f"{self.keep.shape} rows, those of the plan"
+        good = rows.ndim == 3 and rows.shape[:2] == self.keep.shape
+        batch, count = self.keep.shape
+        expected = f"[{batch}, {count}, dim], the rows of the plan"
         check(good, "rows", f"shape {rows.shape}", expected)
         at = jnp.maximum(self.assign, 0)[..., None]
         found = jnp.take_along_axis(rows, at, axis=1)
@@ -150,7 +153,7 @@ class Plan:
           >>> plan.prune(jnp.array([[[1.0], [3.0], [5.0]]]))[0, :, 0].tolist()
           [1.0, 5.0]
         """
-        self._check_tokens("x", x)
+        self._check_tokens("x", x, "dim")
         found = jnp.take_along_axis(x, jnp.maximum(self.keep, 0)[..., None], axis=1)
         return jnp.where(self.keep[..., None] >= 0, found, 0)
 
@@ -287,7 +290,12 @@ def _described(
     if position is None:
         count = jnp.arange(seq, dtype=jnp.float32)[None, :, None]
         position = jnp.broadcast_to(count, (batch, seq, 1))
+    good = position.ndim == 3 and position.shape[:2] == assign.shape
+    expected = f"[{batch}, {seq}, axes], one of each token"
+    check(good, "position", f"shape {position.shape}", expected)
     weight = jnp.ones_like(assign, jnp.float32) if size is None else size
+    expected = f"{assign.shape}, one of each token"
+    check(weight.shape == assign.shape, "size", f"shape {weight.shape}", expected)
     weight = weight.astype(jnp.float32)[..., None]
     wide = position.astype(jnp.float32) * weight
     packed = jnp.concatenate([jnp.ones_like(weight), weight, wide], axis=-1)

@@ -172,16 +172,18 @@ def test_copies_merge_into_themselves():
 
 
 def test_nothing_leaves_where_nothing_shall():
+    """And nothing moves, whatever the order of the rows."""
     metric = metric_of(10)
     for run in (
-        lambda m: tome(m, keep=1.0),
+        lambda m: tome(m, remove=0, protect=2),
         lambda m: random_merge(m, KEY, remove=0),
-        lambda m: pitome(m, keep=1.0, order="source"),
-        lambda m: tome(m, remove=0, order="source"),
+        lambda m: pitome(m, keep=1.0, protect=1),
+        lambda m: pitome(m, keep=0.99, rule="bsm"),
+        lambda m: grouped(m, every=1),
     ):
         plan = jax.jit(run)(metric)
         assert plan.num_rows == SEQ and (np.asarray(plan.size) == 1).all()
-    np.testing.assert_array_equal(plan.assign, np.arange(SEQ)[None] + [[0], [0]])
+        np.testing.assert_array_equal(plan.assign, np.arange(SEQ)[None] + [[0], [0]])
 
 
 def test_gradients_go_through_the_merge_only():
@@ -216,6 +218,10 @@ def test_counts_and_margins():
     assert token_counts(9, remove=(99,), protect=1) == (9, 5)
     assert removal_schedule(1, (8, -1.0)) == (16,)
     assert removal_schedule(4, [3, 2]) == (3, 2, 0, 0)
+    # As the code tells them apart: a tuple has an inflection, a list a layer's number.
+    assert removal_schedule(3, (16, -1)) == (32, 16, 0)
+    assert removal_schedule(3, (16, 0)) == (16, 16, 16)
+    assert removal_schedule(3, [16, 1]) == (16, 1, 0)
     assert linear_margins(3, 0.9, 0.3) == (0.9, 0.8, 0.7)
     assert spectral_distance(np.eye(4), np.zeros(4, int)).distance > 0
 
@@ -223,6 +229,7 @@ def test_counts_and_margins():
 @pytest.mark.parametrize(
     "call, said",
     [
+        (lambda m: tome(m[:, :0], remove=0), "metric: got 'shape \\(2, 0, 6\\)'"),
         (lambda m: tome(m, keep=1.1), "keep: got 1.1"),
         (lambda m: tome(m, keep=float("nan")), "keep: got nan"),
         (lambda m: tome(m, remove=-1), "remove: got -1"),
@@ -236,7 +243,7 @@ def test_counts_and_margins():
         (lambda m: pitome(m, remove=11), "remove: got 11"),
         (lambda m: pitome(m, keep=0.9, rule="none"), "rule"),
         (lambda m: random_merge(m, KEY, keep=2.0), "keep: got 2.0"),
-        (lambda m: grouped(m, every=1), "every: got 1"),
+        (lambda m: grouped(m, every=0), "every: got 0"),
         (lambda m: grouped(m, every=21), "every: got 21"),
         (lambda m: removal_schedule(0, 3), "num_layers: got 0"),
         (lambda m: removal_schedule(2, (8, 1.5)), "inflection"),

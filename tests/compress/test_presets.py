@@ -33,6 +33,10 @@ def test_the_table():
     blip, options = rows("blip", 12)
     assert blip.layers == tuple(range(1, 12)) and blip.metric == "x"
     assert options["margin"][0] == pytest.approx(0.9 - 0.9 / 12)
+    # The code pops shares from the end, so the 1 that it puts first comes last.
+    popped, options = rows("blip", 12, compat="official")
+    assert popped.layers == tuple(range(11)) and options["margin"][0] == 0.9
+    assert popped.token_counts(197, 12, prefix=1)[:2] == (197, 178)
     blip2, options = rows("blip2", 4)
     assert blip2.proportional and options["margin"] == (0.75, 0.65, 0.55, 0.45)
     clip, options = rows("clip", 4)

@@ -50,6 +50,8 @@ COUNTS = {
     "constant": (schedule(tome, remove=4), (21, 17, 13, 9)),
     "clamped": (schedule(tome, remove=9), (21, 12, 7, 4)),
     "ramp": (schedule(tome, remove=(4, -1.0)), (21, 13, 9, 9)),
+    "ramp of integers": (schedule(tome, remove=(4, -1)), (21, 13, 9, 9)),
+    "a list is no ramp": (schedule(tome, remove=[4, 1]), (21, 17, 16, 16)),
     "list": (schedule(random_merge, remove=[5]), (21, 16, 16, 16)),
     "counts": (schedule(uniform_merge, counts=(21, 10, 3)), (21, 21, 10, 3)),
     "some layers": (schedule(tome, remove=4, layers=(0, -1)), (21, 17, 17, 13)),

@@ -201,6 +201,7 @@ def test_unit_rows_of_zeros_are_zeros():
     [
         (lambda plan: plan.merge(jnp.ones((2, 8, 3))), "x"),
         (lambda plan: plan.merge(vectors(0), jnp.ones((2, 8))), "size"),
+        (lambda plan: plan.merge(vectors(0), jnp.ones((2, SEQ, 1))), "size"),
         (lambda plan: plan.merge(vectors(0), how="mode"), "how"),
         (lambda plan: plan.unmerge(jnp.ones((2, 4, 3))), "rows"),
         (lambda plan: plan.prune(jnp.ones((2, 8, 3))), "x"),
