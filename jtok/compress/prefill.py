@@ -231,9 +231,10 @@ def prefill(
         what is decoded later.
       counts: most prunable and most other tokens of a row (static); None counts them,
         which cannot be done under `jit`.
-      compat: "official" computes and ranks as AIM's code does: in all layers, padding
-        counted, the first row's count of protected tokens for all rows, and walks that
-        start at tokens that have left, too. Mask mode only.
+      compat: "official" computes and ranks as AIM's code does: in all layers, with the
+        first row's count of protected tokens for all rows, and walks that start at
+        tokens that have left, too. Mask mode only. Padding is left out as ever; the
+        code counts it.
 
     Returns:
       `Pruned`.
