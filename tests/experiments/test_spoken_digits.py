@@ -34,6 +34,7 @@ def test_first_block_and_the_others_are_the_whole_encoder(params, heard):
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
+@pytest.mark.medium
 def test_parts_do_what_the_hook_of_the_layers_does(params, heard):
     frames = heard[0]
     real = jnp.ones(frames.shape[:2], bool)
