@@ -444,6 +444,7 @@ PAPERS: tuple[Paper, ...] = (
             "jtok.compress.random_tokens",
             "jtok.compress.reselect",
             "jtok.compress.sparsevlm",
+            "jtok.compress.sparsevlm_attention",
             "jtok.compress.sparsevlm_counts",
             "jtok.compress.uniform_tokens",
             "jtok.compress.visionzip",

@@ -2025,6 +2025,15 @@ MUTATIONS: tuple[Mutation, ...] = (
         killed_by="tests/compress/test_survey_goldens.py::test_sparsevlm",
     ),
     Mutation(
+        id="sparsevlm-heads-by-all-words",
+        slug="token_compression_survey",
+        path="jtok/compress/sparsevlm_two.py",
+        before="rated = jnp.where(raters[:, None, :, None], wide, 0.0)",
+        after="rated = wide",
+        killed_by="tests/compress/test_sparsevlm_two.py"
+        "::test_weights_lose_what_rotation_alone_gives",
+    ),
+    Mutation(
         id="padding-is-chosen-by-score",
         slug="token_compression_survey",
         path="jtok/compress/selection.py",

@@ -72,6 +72,7 @@ from jtok.compress.rounds import merge_rounds, pitome_tokens, tome_tokens
 from jtok.compress.schedule import Schedule, schedule
 from jtok.compress.schedules import linear_margins, removal_schedule, token_counts
 from jtok.compress.sparsevlm import Raters, sparsevlm, text_raters
+from jtok.compress.sparsevlm_two import sparsevlm_attention
 from jtok.compress.spectral import SpectralDistance, spectral_distance
 from jtok.compress.stages import sparsevlm_counts, withdraw_layer
 from jtok.compress.taxonomy import TaxonomyRow, taxonomy, taxonomy_page
@@ -160,6 +161,7 @@ __all__ = [
     "slam_asr",
     "spans_mask",
     "sparsevlm",
+    "sparsevlm_attention",
     "sparsevlm_counts",
     "spectral_distance",
     "stage_schedule",

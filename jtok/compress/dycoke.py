@@ -37,7 +37,7 @@ def dycoke_budget(
     Args:
       frames: of the video.
       places: tokens of each.
-      merging_ratio: share of a reduced frame that leaves, from 0 to below 1.
+      merging_ratio: share of a reduced frame that leaves, 0 to 1.
       compat: "official" as the code has it: see `dycoke`.
 
     Returns:
@@ -45,7 +45,7 @@ def dycoke_budget(
       `places` for the full ones.
 
     Raises:
-      ArgumentError: a share out of range, or no frame.
+      ArgumentError: a share out of range, no frame, or no token in it.
 
     Source: Tao et al. 2024, arXiv 2411.15024, and its code.
 
@@ -53,9 +53,10 @@ def dycoke_budget(
       >>> dycoke_budget(8, 12, 0.7), dycoke_budget(8, 12, 0.7, compat="official")
       (42, 51)
     """
-    good = 0.0 <= merging_ratio < 1.0
-    check(good, "merging_ratio", merging_ratio, "a share from 0 to below 1")
-    check(frames >= 1 and places >= 1, "frames", frames, "at least 1")
+    good = 0.0 <= merging_ratio <= 1.0  # NaN fails, too
+    check(good, "merging_ratio", merging_ratio, "a share of 0 to 1")
+    check(frames >= 1, "frames", frames, "at least 1")
+    check(places >= 1, "places", places, "at least 1")
     against = _references(frames, compat)
     full, reduced = int(np.sum(against == _FULL)), int(np.sum(against >= 0))
     return full * places + reduced * int((1 - merging_ratio) * places)

@@ -202,7 +202,8 @@ def prumerge_plus(
       neighbours: nearest tokens that a row takes up.
       order: "source", or "official": by attention, then the evenly spaced ones.
       compat: "official", see `prumerge`. A row without any outlier, which crashes
-        the code, keeps nothing but the last row.
+        the code, keeps nothing but the last row. What the code does for training, with
+        a fixed share, is not reproduced: it may take a token twice.
 
     Returns:
       `Compressed`, see `prumerge`.

@@ -14,10 +14,18 @@ __all__ = ["sparsevlm_counts", "withdraw_layer"]
 
 # Kept at each stage, by the published mean (LLaVA-1.5, 576 tokens).
 _SPARSEVLM = {
-    192: (300, 200, 110),
-    128: (303, 110, 36),
-    96: (238, 48, 26),
-    64: (66, 30, 17),
+    "1.0": {
+        192: (300, 200, 110),
+        128: (303, 110, 36),
+        96: (238, 48, 26),
+        64: (66, 30, 17),
+    },
+    "2.0": {
+        192: (300, 200, 118),
+        128: (238, 108, 60),
+        96: (246, 54, 28),
+        64: (66, 34, 20),
+    },
 }
 _SPARSEVLM_LAYERS = (2, 6, 15)
 
@@ -76,6 +84,7 @@ def sparsevlm_counts(
     kept: Sequence[int] | None = None,
     layers: Sequence[int] = _SPARSEVLM_LAYERS,
     recycle: bool = True,
+    version: str = "1.0",
 ) -> tuple[int, ...]:
     """SparseVLM: three stages; what leaves comes back in part as clusters.
 
@@ -85,7 +94,8 @@ def sparsevlm_counts(
       mean: 192, 128, 96 or 64: the published setting; or
       kept: tokens that stay at each stage, at most all but one.
       layers: that rate; the next layer is the first with fewer tokens.
-      recycle: False for version 2.0, without clusters.
+      recycle: False for no clusters, as version 2.0 has none.
+      version: "1.0" or "2.0": whose published setting `mean` names.
 
     Returns:
       Tokens of the image that enter each layer. Published budgets are means of these
@@ -103,8 +113,11 @@ def sparsevlm_counts(
     check(num_layers >= 1, "num_layers", num_layers, "at least 1")
     check(image >= 1, "image", image, "at least 1 token")
     if kept is None:
-        check(mean in _SPARSEVLM, "mean", mean, f"one of {sorted(_SPARSEVLM)}")
-        kept = _SPARSEVLM[mean]
+        known = sorted(_SPARSEVLM)
+        check(version in known, "version", version, f"one of {known}")
+        table = _SPARSEVLM[version]
+        check(mean in table, "mean", mean, f"one of {sorted(table)}")
+        kept = table[mean]
     check(len(kept) == len(layers), "kept", kept, f"{len(layers)} counts, one a stage")
     check(min(kept) >= 1, "kept", kept, "at least 1 token a stage")
     counts, left = [], image

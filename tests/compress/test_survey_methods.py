@@ -179,7 +179,7 @@ def test_what_the_code_of_dycoke_does():
 
 def test_reduced_frames_may_lose_everything():
     x = normal(29, 1, 8 * 4, 3)
-    assert dycoke_budget(8, 4, 0.8) == 8
+    assert dycoke_budget(8, 4, 0.8) == dycoke_budget(8, 4, 1.0) == 8
     found = dycoke(x, budget=8, grid=(8, 1, 4))
     assert found.keep[0].tolist() == [0, 1, 2, 3, 16, 17, 18, 19]
 
@@ -191,9 +191,11 @@ def test_dycoke_refuses_what_does_not_fit():
     with pytest.raises(ArgumentError, match="^grid"):
         dycoke(x, budget=8, grid=(3, 2, 2))
     with pytest.raises(ArgumentError, match="^merging_ratio"):
-        dycoke_budget(4, 4, 1.0)
+        dycoke_budget(4, 4, 1.1)
     with pytest.raises(ArgumentError, match="^frames"):
         dycoke_budget(0, 4, 0.5)
+    with pytest.raises(ArgumentError, match="^places"):
+        dycoke_budget(4, 0, 0.5)
 
 
 def test_reselection_follows_attention():
