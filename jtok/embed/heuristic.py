@@ -78,8 +78,8 @@ def tokenadapt(
       encoder_name: of the encoder in that file, where it has no `name`.
       options: what all methods take. Its `anchors` are the only neighbours, too.
       compat: "official" works on decoded texts, matches tokens by printed form, and
-        takes special tokens and pieces of characters for neighbours. The official
-        threshold is `threshold=0.0`.
+        takes special tokens, pieces of characters and tokens without a row (which are
+        dropped again) for neighbours. The official threshold is `threshold=0.0`.
 
     Returns:
       `EmbeddingInit`. Its report counts valid estimates of either kind.
@@ -238,6 +238,7 @@ def _from_pieces(task: Task, seen: _Seen, settings: _Settings) -> Mix:
 def _from_neighbours(task: Task, seen: _Seen, settings: _Settings) -> Mix:
     allowed = jnp.asarray(seen.may_be_near)
     ids, cosine, found = nearest_tokens(seen.wanted, seen.table, allowed, k=settings.k)
+    found &= ids < task.source.shape[0]
     if settings.compat is None:
         whole = [not _is_cut(seen.new.texts[id_]) for id_ in task.ids]
         found &= jnp.asarray(whole)[:, None]
@@ -288,7 +289,8 @@ def _neighbours(
 ) -> np.ndarray:
     """`[old]` which old tokens may be neighbours."""
     old = task.source_vocabulary
-    allowed = np.arange(old.size) < task.source.shape[0]
+    # In the official code tokens without a row are searched, too, and dropped then.
+    allowed = np.arange(old.size) < (old.size if compat else task.source.shape[0])
     hidden = set(old.missing_ids) | (set() if compat else set(old.special_ids))
     allowed[sorted(hidden)] = False
     if compat is None:

@@ -171,6 +171,21 @@ def test_ids_beyond_the_matrix_are_not_used():
     assert beyond
 
 
+def test_officially_tokens_without_a_row_take_the_places_of_neighbours():
+    old, new = vocabularies()
+    text = lambda id_: old.decode([id_], skip_special=False)
+    late = {text(id_) for id_ in range(280, old.size)}
+    early = {text(id_) for id_ in range(280)} - late
+    encode = lambda texts: np.array([[1.0, t in early] for t in texts]) - [0, 0.5]
+    short = Rows(jnp.ones((280, 8)), None, old)
+    counts = {}
+    for compat in (None, "official"):
+        method = tokenadapt(encode, k=1, weight=1.0, compat=compat)
+        _, _, report = method(new, short, KEY)
+        counts[compat] = report.extras["input"]["global"]
+    assert counts[None] > 0 and counts["official"] == 0
+
+
 def test_neighbours_are_neither_specials_nor_pieces_of_characters():
     old, new = vocabularies()
     specials = jnp.zeros((old.size, 1)).at[0].set(1.0)
