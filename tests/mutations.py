@@ -1429,11 +1429,29 @@ MUTATIONS: tuple[Mutation, ...] = (
         "::test_neighbours_are_neither_specials_nor_pieces_of_characters",
     ),
     Mutation(
+        id="vectors-under-the-ids-of-masks",
+        slug="mtp",
+        path="jtok/models/model.py",
+        before="first += len(embed[name])",
+        after="first += 0",
+        killed_by="tests/decode/test_prompt_vectors.py"
+        "::test_vectors_beside_mask_tokens_and_adapters",
+    ),
+    Mutation(
+        id="gates-open-for-vectors",
+        slug="mtp",
+        path="jtok/models/model.py",
+        before='is_mask = (mask >= 0) & (mask < len(params["embed"]["extra"]))',
+        after="is_mask = mask >= 0",
+        killed_by="tests/decode/test_prompt_vectors.py"
+        "::test_vectors_beside_mask_tokens_and_adapters",
+    ),
+    Mutation(
         id="space-inside-a-merged-token",
         slug="dynamic_tokenization",
         path="jtok/text/dynamic_merging.py",
-        before="if any(byte in _SPACE for byte in token[1:]):",
-        after="if any(byte in _SPACE for byte in token[2:]):",
+        before="if not any(byte in _SPACE for byte in token[1:]):",
+        after="if not any(byte in _SPACE for byte in token[2:]):",
         killed_by="tests/text/test_dynamic_merging.py::test_single_pairs",
     ),
     Mutation(

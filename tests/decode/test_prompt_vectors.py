@@ -99,6 +99,7 @@ def test_bad_input_is_named(plain, model):
 def test_vectors_beside_mask_tokens_and_adapters(plain):
     """Masks keep ids and gates of their own; adapters act on all tokens."""
     made = mask_init(plain, 2, 2, jax.random.key(0))
+    made["adapters"] = jax.tree.map(lambda x: x + 0.05, made["adapters"])
     masked = with_masks(plain, made)
     rows = plain.params["embed"]["tokens"][jnp.array([9, 3])]
     model = models.with_vectors(masked, rows)
