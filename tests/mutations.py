@@ -1921,7 +1921,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         slug="pitome",
         path="jtok/compress/schedules.py",
         before="return floats or -1 <= remove[1] <= 1",
-        after="return floats",
+        after="return floats or -1 <= remove[1] < 0",
         killed_by="tests/compress/test_merging.py::test_counts_and_margins",
     ),
     Mutation(

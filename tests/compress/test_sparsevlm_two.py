@@ -36,6 +36,9 @@ def call(attn, raters, words, places, **options):
 
 def test_weights_lose_what_rotation_alone_gives():
     attn, raters, words, places = some()
+    # Other words prefer other heads: they have no say.
+    other = np.arange(5)[None, :, None, None] * ~raters[:, None, :, None]
+    attn = attn + other.astype(np.float32)
     got = call(attn, raters, words, places)
     for row in range(2):
         pull = ones_rotated(words[row], 8) @ ones_rotated(places[row], 8).T / 8**0.5
